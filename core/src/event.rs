@@ -1,0 +1,252 @@
+//! What the node tells its operator.
+//!
+//! An event says what happened, to what, and what to do about it. It serialises to the members of a JSON log
+//! line (`event` and its own), and displays as one line of text. Text that came from a peer is bounded and holds
+//! no control characters (see [`text::printable`](crate::text::printable)). No event has a place for a key, a
+//! token, a URL's query or a client's address.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tunnel::Mode;
+
+/// How loud an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Routine traffic.
+    Debug,
+    /// The normal course of a node's life.
+    Info,
+    /// Something the node copes with, but that an operator may want to know.
+    Warn,
+    /// Something that needs the operator.
+    Error,
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// The tunnel is being opened.
+    Connecting {
+        /// Scheme, host and path.
+        url: String,
+        /// Counted from 1 since the last session.
+        attempt: u32,
+    },
+    /// The server answered `ready`.
+    Connected {
+        /// The session, as both sides derived it.
+        session_id: String,
+        /// For what.
+        mode: Mode,
+    },
+    /// A session, or an attempt at one, came to its end.
+    Disconnected {
+        /// What happened.
+        reason: String,
+        /// What the operator can do, where there is something.
+        advice: Option<String>,
+        /// When the next attempt is, if there is one.
+        retry_in_ms: Option<u64>,
+    },
+    /// The server sent something that is not of the protocol; the session goes on.
+    BadFrame {
+        /// What was wrong.
+        reason: String,
+        /// How many there were in this session; told at each power of two.
+        count: u64,
+    },
+    /// The server answered something of ours with an error.
+    ServerError {
+        /// Its code.
+        code: String,
+        /// Its message.
+        message: String,
+    },
+    /// A heartbeat was sent.
+    Heartbeat {
+        /// Requests under way.
+        active_requests: usize,
+        /// Streams open.
+        active_streams: usize,
+    },
+    /// The server asked for an eval action.
+    EvalStarted {
+        /// The action.
+        action: String,
+    },
+    /// An eval action was answered.
+    EvalFinished {
+        /// The action.
+        action: String,
+        /// Whether it gave a result.
+        ok: bool,
+        /// Its headline figure, or why there is none.
+        summary: String,
+        /// From the request to the answer.
+        duration_ms: u64,
+    },
+    /// The node's own judgement of its results.
+    EvalVerdict {
+        /// Whether every threshold that was measured is met.
+        admissible: bool,
+        /// One sentence for each threshold missed.
+        missed: Vec<String>,
+        /// Thresholds the server did not ask to measure.
+        not_measured: Vec<String>,
+    },
+    /// The server admitted the node; the authorisation is saved.
+    Admitted {
+        /// The join request it is for.
+        join_id: String,
+        /// Unix seconds.
+        expires_at: u64,
+    },
+    /// A proxied request was answered.
+    Proxied {
+        /// Scheme, host and port; no path, no query.
+        origin: String,
+        /// Of the upstream's answer.
+        status: u16,
+        /// Bytes of the upstream's body.
+        bytes: usize,
+        /// From the request to the answer.
+        duration_ms: u64,
+    },
+    /// A proxied request failed.
+    ProxyFailed {
+        /// Scheme, host and port, where the URL could be read.
+        origin: Option<String>,
+        /// Why.
+        reason: String,
+    },
+    /// The server asked for something this release does not do.
+    Unsupported {
+        /// What.
+        what: String,
+    },
+    /// A file of the state directory could not be written.
+    NotSaved {
+        /// Why; names the file.
+        reason: String,
+    },
+    /// The operator asked the node to stop.
+    Stopping,
+}
+
+impl Event {
+    /// How loud it is.
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        match self {
+            Self::Heartbeat { .. } | Self::Proxied { .. } => Level::Debug,
+            Self::Connecting { .. }
+            | Self::Connected { .. }
+            | Self::EvalStarted { .. }
+            | Self::EvalFinished { .. }
+            | Self::EvalVerdict { admissible: true, .. }
+            | Self::Admitted { .. }
+            | Self::Stopping => Level::Info,
+            Self::Disconnected { .. }
+            | Self::BadFrame { .. }
+            | Self::ServerError { .. }
+            | Self::ProxyFailed { .. }
+            | Self::Unsupported { .. } => Level::Warn,
+            Self::EvalVerdict { .. } | Self::NotSaved { .. } => Level::Error,
+        }
+    }
+
+    /// Which part of the node speaks: the `scope` of a log line.
+    #[must_use]
+    pub const fn scope(&self) -> &'static str {
+        match self {
+            Self::Connecting { .. }
+            | Self::Connected { .. }
+            | Self::Disconnected { .. }
+            | Self::BadFrame { .. }
+            | Self::ServerError { .. } => "tunnel",
+            Self::EvalStarted { .. }
+            | Self::EvalFinished { .. }
+            | Self::EvalVerdict { .. }
+            | Self::Admitted { .. } => "eval",
+            Self::Heartbeat { .. }
+            | Self::Proxied { .. }
+            | Self::ProxyFailed { .. }
+            | Self::Unsupported { .. } => "control",
+            Self::NotSaved { .. } | Self::Stopping => "node",
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connecting { url, attempt: 1 } => write!(f, "connecting to {url}"),
+            Self::Connecting { url, attempt } => write!(f, "connecting to {url} (attempt {attempt})"),
+            Self::Connected { session_id, mode } => write!(f, "connected for {mode}, session {session_id}"),
+            Self::Disconnected { reason, advice, retry_in_ms } => {
+                write!(f, "{reason}")?;
+                if let Some(advice) = advice {
+                    write!(f, "; {advice}")?;
+                }
+                match retry_in_ms {
+                    Some(ms) => write!(f, "; trying again in {}.{} s", ms / 1000, ms % 1000 / 100),
+                    None => Ok(()),
+                }
+            }
+            Self::BadFrame { reason, count } => {
+                write!(f, "the server sent a bad frame ({count} in this session): {reason}")
+            }
+            Self::ServerError { code, message } => write!(f, "the server reports {code}: {message}"),
+            Self::Heartbeat { active_requests, active_streams } => {
+                write!(f, "heartbeat, {active_requests} requests and {active_streams} streams under way")
+            }
+            Self::EvalStarted { action } => write!(f, "{action} …"),
+            Self::EvalFinished { action, ok: true, summary, duration_ms } => {
+                write!(f, "{action}: {summary} ({duration_ms} ms)")
+            }
+            Self::EvalFinished { action, ok: false, summary, .. } => write!(f, "{action} failed: {summary}"),
+            Self::EvalVerdict { admissible: true, missed: _, not_measured } if not_measured.is_empty() => {
+                f.write_str("own verdict: every threshold is met")
+            }
+            Self::EvalVerdict { admissible: true, missed: _, not_measured } => {
+                write!(f, "own verdict: what was measured meets the thresholds; not measured: ")?;
+                write_list(f, not_measured)
+            }
+            Self::EvalVerdict { missed, .. } => {
+                f.write_str("own verdict: not admissible: ")?;
+                write_list(f, missed)
+            }
+            Self::Admitted { join_id, expires_at } => {
+                write!(
+                    f,
+                    "admitted, join request {join_id} (until unix time {expires_at}); next: register this node"
+                )
+            }
+            Self::Proxied { origin, status, bytes, duration_ms } => {
+                write!(f, "proxied {origin}: {status}, {bytes} bytes, {duration_ms} ms")
+            }
+            Self::ProxyFailed { origin: Some(origin), reason } => write!(f, "proxying {origin}: {reason}"),
+            Self::ProxyFailed { origin: None, reason } => write!(f, "proxying: {reason}"),
+            Self::Unsupported { what } => {
+                write!(f, "the server asked for {what}, which this release does not do")
+            }
+            Self::NotSaved { reason } => write!(f, "could not save: {reason}"),
+            Self::Stopping => f.write_str("stopping"),
+        }
+    }
+}
+
+fn write_list(f: &mut fmt::Formatter<'_>, items: &[String]) -> fmt::Result {
+    for (i, item) in items.iter().enumerate() {
+        let separator = if i == 0 { "" } else { "; " };
+        write!(f, "{separator}{item}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,434 @@
+//! What goes into a [`Node`](crate::node::Node) and what comes out of it.
+//!
+//! Everything here is plain data: it can be printed, compared, serialised and replayed. Buffers are owned, so
+//! that a frame is opened in the buffer it arrived in and a trace can hold what it saw.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bench::report::Report;
+use crate::event::Event;
+use crate::time::Deadline;
+
+/// One attempt at a transport to the server, from [`Output::OpenLink`] to its end. Never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LinkId(pub u64);
+
+/// One effect, from [`Output::Perform`] to [`Input::Done`]. Never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EffectId(pub u64);
+
+/// One request to the local API; the shell numbers them and never reuses a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LocalId(pub u64);
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Input {
+    /// Time passed. Also the first input of all.
+    Tick,
+    /// The transport asked for by [`Output::OpenLink`] is open: the WebSocket upgrade succeeded.
+    LinkOpened {
+        /// Which.
+        link: LinkId,
+    },
+    /// A binary WebSocket message arrived.
+    LinkBinary {
+        /// Where.
+        link: LinkId,
+        /// Its payload; opened in place.
+        data: Vec<u8>,
+    },
+    /// A text WebSocket message arrived.
+    LinkText {
+        /// Where.
+        link: LinkId,
+        /// Its payload.
+        text: String,
+    },
+    /// The transport could not be opened, or has ended. Nothing of this link follows.
+    LinkEnded {
+        /// Which.
+        link: LinkId,
+        /// How.
+        end: LinkEnd,
+    },
+    /// An effect came to its end. Every [`Output::Perform`] gets exactly one, cancelled or not.
+    Done {
+        /// Which.
+        effect: EffectId,
+        /// With what.
+        result: EffectResult,
+    },
+    /// A request to the local API.
+    Local {
+        /// Answered by one [`Output::Respond`].
+        id: LocalId,
+        /// The request, its framing already checked and its body complete.
+        request: LocalRequest,
+    },
+    /// The operator (or the supervisor) asks the node to stop in good order.
+    Stop,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Output {
+    /// Nothing more now: call [`handle_input`](crate::node::Node::handle_input) when something happens, and with
+    /// [`Input::Tick`] at the deadline if nothing did.
+    Wait(Option<Deadline>),
+    /// Open a WebSocket to `url`; answer with [`Input::LinkOpened`] or [`Input::LinkEnded`].
+    OpenLink {
+        /// Its name from here on.
+        link: LinkId,
+        /// `ws://…` or `wss://…`, whole.
+        url: String,
+    },
+    /// Send one binary WebSocket message, after all that was sent before on this link.
+    Send {
+        /// Where.
+        link: LinkId,
+        /// The payload.
+        data: Vec<u8>,
+    },
+    /// Send what is still unsent, then a close frame, then end the transport. No input of this link is expected
+    /// any more; a shell must not wait long for the peer's own close frame.
+    CloseLink {
+        /// Which.
+        link: LinkId,
+        /// The WebSocket close code.
+        code: u16,
+        /// The WebSocket close reason, at most 123 bytes.
+        reason: String,
+    },
+    /// End the transport at once, whatever state it is in: nobody answers at the other end.
+    DropLink {
+        /// Which.
+        link: LinkId,
+    },
+    /// Do something that is not of the link; answer with [`Input::Done`].
+    Perform {
+        /// Its name in the answer.
+        id: EffectId,
+        /// What to do.
+        effect: Effect,
+    },
+    /// The result of an effect is no longer wanted: end it soon if that is easy. [`Input::Done`] still follows.
+    Cancel {
+        /// Which.
+        id: EffectId,
+    },
+    /// Answer a request to the local API.
+    Respond {
+        /// Which.
+        id: LocalId,
+        /// With what.
+        response: LocalResponse,
+    },
+    /// Tell the operator.
+    Event(Event),
+    /// The node has come to its end: nothing but [`Output::Wait`] follows. Sends and closes that came before are
+    /// still to be carried out.
+    Finish(Finish),
+}
+
+/// How a transport ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LinkEnd {
+    /// It never opened.
+    Unopened {
+        /// What was being done.
+        stage: OpenStage,
+        /// What the system or library said; the operator's eyes only.
+        detail: String,
+    },
+    /// The server refused the WebSocket upgrade with an HTTP response.
+    NotUpgraded {
+        /// Its HTTP status.
+        status: u16,
+    },
+    /// The server sent a close frame.
+    Closed {
+        /// Its code; 1005 when it had none (RFC 6455, 7.1.5).
+        code: u16,
+        /// Its reason.
+        reason: String,
+    },
+    /// The server sent a message over [`limits::MAX_MESSAGE`](crate::limits::MAX_MESSAGE). The shell has sent
+    /// close code 1009.
+    TooLarge,
+    /// The server broke the WebSocket protocol. The shell has sent close code 1002.
+    BadWebSocket {
+        /// What the library said.
+        detail: String,
+    },
+    /// The connection broke, or ended without a close frame.
+    Lost {
+        /// What the system said.
+        detail: String,
+    },
+}
+
+/// How far the opening of a transport came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenStage {
+    /// The server's name did not resolve.
+    Resolve,
+    /// No address took a TCP connection.
+    Connect,
+    /// TLS failed: certificate, name or protocol.
+    Tls,
+    /// The HTTP upgrade failed.
+    Upgrade,
+}
+
+/// Work outside the link.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Effect {
+    /// One HTTP exchange; answered by [`EffectResult::Fetched`].
+    Fetch(Fetch),
+    /// One measurement of this machine; answered by [`EffectResult::Measured`].
+    Measure(Measurement),
+    /// Replace a file of the state directory as a whole and durably; answered by [`EffectResult::Written`].
+    Write {
+        /// Which.
+        file: StateFile,
+        /// The new content.
+        data: Vec<u8>,
+    },
+    /// Remove a file of the state directory; one that is not there is removed already. Answered by
+    /// [`EffectResult::Written`].
+    Remove {
+        /// Which.
+        file: StateFile,
+    },
+}
+
+/// The end of an effect.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum EffectResult {
+    /// Of [`Effect::Fetch`].
+    Fetched(Result<Response, FetchError>),
+    /// Of [`Effect::Measure`]; the error is for people.
+    Measured(Result<Report, String>),
+    /// Of [`Effect::Write`] and [`Effect::Remove`]; the error is for people and names the file.
+    Written(Result<(), String>),
+}
+
+/// An HTTP request to make. Redirects are not followed; the response is not decompressed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// Who wants it, and so how far it may reach.
+    pub audience: Audience,
+    /// A token of RFC 9110, upper case as sent.
+    pub method: String,
+    /// `http://` or `https://`, whole, already parsed and serialised again by the WHATWG rules.
+    pub url: String,
+    /// Already cleaned: no hop-by-hop field, no `host`, no length. Values are ISO 8859-1, as HTTP has it.
+    pub headers: Vec<(String, String)>,
+    /// Absent on GET and HEAD.
+    pub body: Option<Vec<u8>>,
+    /// The whole exchange, from the look-up to the last byte.
+    pub timeout: Duration,
+    /// The largest body to take, in bytes as transferred.
+    pub max_body: usize,
+}
+
+/// For whom something is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Audience {
+    /// The network's own interface, which the operator configured: any address.
+    Operator,
+    /// Somebody else: only globally reachable addresses, each checked by [`guard`](crate::guard) before the
+    /// connection, and the connection goes to a checked one (protocol.md section 11).
+    Stranger,
+}
+
+/// An HTTP response, whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// 200…999; interim responses are not reported.
+    pub status: u16,
+    /// The reason phrase as received, possibly empty.
+    pub reason: String,
+    /// In the order received, names as received, values as ISO 8859-1.
+    pub headers: Vec<(String, String)>,
+    /// With the transfer coding removed and the content coding kept.
+    pub body: Vec<u8>,
+}
+
+/// Why an HTTP exchange came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchError {
+    /// The kind, for decisions.
+    pub kind: FetchErrorKind,
+    /// The detail, for people; no secret, no resolved address of a stranger's target.
+    pub detail: String,
+}
+
+/// The kinds of [`FetchError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FetchErrorKind {
+    /// The URL is not one that can be fetched.
+    Url,
+    /// The guard refused the target.
+    Forbidden,
+    /// The name did not resolve.
+    Resolve,
+    /// No connection.
+    Connect,
+    /// TLS failed.
+    Tls,
+    /// The time was up.
+    Timeout,
+    /// The other side broke HTTP, or ended the connection early.
+    Protocol,
+    /// The response was larger than allowed.
+    TooLarge,
+    /// Cancelled by [`Output::Cancel`].
+    Cancelled,
+    /// The node has as much under way as it may.
+    Busy,
+}
+
+/// What can be measured (protocol.md section 5). Sizes and times of each are fixed by [`bench`](crate::bench).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measurement {
+    /// The machine's own description.
+    System,
+    /// SHA-256.
+    Cpu,
+    /// ChaCha20-Poly1305.
+    Crypto,
+    /// Memory copies.
+    Memory,
+    /// Turns of the shell's own scheduler.
+    EventLoop,
+    /// Taking, touching and returning memory.
+    MemoryPressure {
+        /// 1…512.
+        test_size_mb: u32,
+        /// 1…8.
+        rounds: u32,
+    },
+}
+
+/// A file of the state directory (protocol.md section 12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateFile {
+    /// The registration.
+    Config,
+    /// The private key, PKCS#8 PEM.
+    NodeKey,
+    /// The public key, SPKI PEM.
+    NodePub,
+    /// What the evaluation earned.
+    JoinAuth,
+    /// The manifest of the installed release.
+    ReleaseManifest,
+}
+
+impl StateFile {
+    /// Its path below the state directory, with `/`.
+    #[must_use]
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Config => "config.json",
+            Self::NodeKey => "keys/node.key",
+            Self::NodePub => "keys/node.pub",
+            Self::JoinAuth => "join-auth.json",
+            Self::ReleaseManifest => "release-manifest.json",
+        }
+    }
+
+    /// Whether it holds a secret, and so gets mode 0600.
+    #[must_use]
+    pub const fn is_secret(self) -> bool {
+        match self {
+            Self::Config | Self::NodeKey | Self::JoinAuth => true,
+            Self::NodePub | Self::ReleaseManifest => false,
+        }
+    }
+}
+
+/// A request to the local API, complete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalRequest {
+    /// As received.
+    pub method: String,
+    /// The request target: path and query.
+    pub target: String,
+    /// Names in lower case, values as ISO 8859-1.
+    pub headers: Vec<(String, String)>,
+    /// Empty when there is none.
+    pub body: Vec<u8>,
+}
+
+impl LocalRequest {
+    /// The first header field of that (lower-case) name.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+}
+
+/// The answer of the local API. The shell adds `content-length`, `date` and `connection`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalResponse {
+    /// The HTTP status.
+    pub status: u16,
+    /// Fields to send, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// How the node ended: decides the exit code of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finish {
+    /// The kind.
+    pub outcome: Outcome,
+    /// One sentence for the operator.
+    pub message: String,
+}
+
+/// The ends a run can come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// All that was asked was done.
+    Done,
+    /// Something that must come first is missing: no registration, no evaluation.
+    NotRegistered,
+    /// The network said no.
+    Refused,
+    /// The network wants to be paid first.
+    PaymentRequired,
+    /// The network could not be reached.
+    Unreachable,
+    /// This program or this machine failed.
+    Internal,
+}
+
+impl Outcome {
+    /// The exit code of the program. 2, a usage error, is decided before there is a node.
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::NotRegistered => 3,
+            Self::Refused => 4,
+            Self::PaymentRequired => 5,
+            Self::Unreachable => 69,
+            Self::Internal => 70,
+        }
+    }
+}

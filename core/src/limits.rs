@@ -1,0 +1,111 @@
+//! Every bound of the node, with its value and why.
+//!
+//! The constants are the protocol's or this implementation's own and are the same everywhere; [`Limits`] holds
+//! those that an operator may set.
+
+use core::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One WebSocket message, whichever way (protocol.md section 2). A shell hands it to its WebSocket library,
+/// which refuses a larger one by its header, before memory is taken for it.
+pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// A handshake message. The largest legal one is under 1 KiB.
+pub const MAX_HANDSHAKE: usize = 16 * 1024;
+
+/// Text of a peer in an event, a log line or an error message, in characters.
+pub const MAX_PEER_TEXT: usize = 300;
+
+/// An identifier that a peer chose (`id`, `reply_to`, `stream_id`, `update_id`), in bytes. The deployed network
+/// uses UUIDs (36).
+pub const MAX_ID: usize = 128;
+
+/// How far a clock may be off before the server refuses a handshake (protocol.md section 3).
+pub const HANDSHAKE_CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
+
+/// The transport, from the first look-up to the end of the WebSocket upgrade.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// From `handshake_init` to `handshake_accept`, and again from `hello` to `ready`.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two heartbeats (protocol.md section 4).
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The first wait before a reconnect (protocol.md section 9).
+pub const RECONNECT_FIRST: Duration = Duration::from_secs(1);
+
+/// The longest wait before a reconnect, jitter not counted.
+pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
+
+/// Random addition to each wait, so that a fleet does not come back in one instant.
+pub const RECONNECT_JITTER: Duration = Duration::from_millis(500);
+
+/// One eval action (protocol.md section 5).
+pub const EVAL_ACTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Eval actions waiting their turn. The server asks mostly one at a time, and for six fetches at most.
+pub const MAX_EVAL_QUEUE: usize = 16;
+
+/// How long an evaluated node waits for the next action or for `join_ready`. On a failure the server sends
+/// nothing (protocol.md section 5), so this is when the node gives its own verdict.
+pub const EVAL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The decoded payload of `tunnel_echo` (protocol.md section 5).
+pub const MAX_ECHO: usize = 512 * 1024;
+
+/// A proxied request, from its arrival to its answer (protocol.md section 9).
+pub const PROXY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A request of the local API that has to wait for an effect. `/benchmark/all` is the longest.
+pub const LOCAL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Requests of the local API under way at once.
+pub const MAX_LOCAL_REQUESTS: usize = 64;
+
+/// The body of a request to the local API. Its largest legal user is `/proxy`.
+pub const MAX_LOCAL_BODY: usize = 10 * 1024 * 1024;
+
+/// A response of the network's own HTTP interface (registration, manifest, status). Real ones are a few KiB.
+pub const MAX_SERVER_RESPONSE: usize = 1024 * 1024;
+
+/// One exchange with the network's own HTTP interface.
+pub const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The head (status line and headers) of any HTTP message, in bytes.
+pub const MAX_HTTP_HEAD: usize = 64 * 1024;
+
+/// Header fields of any HTTP message.
+pub const MAX_HTTP_HEADERS: usize = 128;
+
+/// The body of a proxied response that travels in one tunnel frame: base64 makes 4 bytes of 3, and the rest of
+/// the message (at most a head of [`MAX_HTTP_HEAD`], escaped) must fit beside it in [`MAX_MESSAGE`].
+pub const MAX_TUNNEL_BODY: usize = (MAX_MESSAGE - 512 * 1024) / 4 * 3;
+
+/// Bounds that an operator may set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Between two pings of the node to the server.
+    pub ping_interval: Duration,
+    /// Without one authentic frame for this long, the session is given up.
+    pub silence_limit: Duration,
+    /// Proxied requests under way at once; one more is answered with an error.
+    pub max_requests: usize,
+    /// The body of a request to be proxied, decoded, in bytes.
+    pub max_request_body: usize,
+    /// The body of a proxied response, in bytes; never more than [`MAX_TUNNEL_BODY`].
+    pub max_response_body: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_secs(20),
+            silence_limit: Duration::from_secs(60),
+            max_requests: 256,
+            max_request_body: 10 * 1024 * 1024,
+            max_response_body: MAX_TUNNEL_BODY,
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! What this release is, and how it proves that (protocol.md section 8).
+
+pub mod integrity;
+pub mod manifest;

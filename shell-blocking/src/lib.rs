@@ -1,0 +1,20 @@
+//! The node on plain threads, for low-resource hosts, and all that is the same for both shells: the command line,
+//! settings, files, logs, measurements, TLS and the HTTP driver.
+//!
+//! A shell owns sockets, timers, files, processes and randomness; it carries out what the core asks for and decides
+//! nothing.
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod effects;
+pub mod http;
+pub mod log;
+pub mod measure;
+pub mod runtime_api;
+pub mod settings;
+pub mod state_dir;
+pub mod system;
+pub mod tls;
+
+#[cfg(feature = "runtime")]
+pub mod blocking;

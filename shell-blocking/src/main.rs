@@ -1,0 +1,2 @@
+//! The node on plain threads.
+fn main() {}

@@ -1,0 +1,48 @@
+//! What a shell's runtime gives to the part that both shells share.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use consensus_core::crypto::pure::Pure;
+use consensus_core::io::{Fetch, FetchError, Finish, Response};
+use consensus_core::node::Node;
+
+/// The crypto provider that the shells run.
+pub type Provider = Pure;
+
+/// Everything a runtime needs beside the node itself.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    /// Where the state files are.
+    pub state_dir: PathBuf,
+    /// TLS settings for every outgoing connection.
+    pub tls: Arc<rustls::ClientConfig>,
+    /// Whether strangers may reach addresses that are not globally reachable (labs only).
+    pub allow_private_targets: bool,
+    /// Where the local API listens, if it does.
+    pub listen: Option<SocketAddr>,
+    /// Where events go.
+    pub log: crate::log::Log,
+}
+
+/// A way to run a node. Each shell has one.
+pub trait Runtime {
+    /// The program's name: `consensus-node` or `consensus-node-blocking`.
+    const PROGRAM: &'static str;
+    /// The shell's name in `version`: `smol` or `blocking`.
+    const SHELL: &'static str;
+
+    /// Drives `node` to its end: carries out every output, feeds every input, ends on SIGTERM and SIGINT through
+    /// `Input::Stop`.
+    ///
+    /// # Errors
+    /// What keeps the node from running at all, such as an address in use; one line that names the thing.
+    fn drive(&self, node: Node<Provider>, environment: Environment) -> Result<Finish, String>;
+
+    /// One HTTP exchange outside any node (registration, verification).
+    ///
+    /// # Errors
+    /// Why there is no response.
+    fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError>;
+}

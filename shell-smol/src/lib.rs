@@ -1,0 +1,2 @@
+//! The node on smol, for servers.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The node on smol.
+fn main() {}

@@ -1,0 +1,2 @@
+//! A complete local Consensus network.
+fn main() {}
