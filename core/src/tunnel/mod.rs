@@ -1,5 +1,8 @@
 //! The tunnel: one encrypted session with the server over a WebSocket (protocol.md sections 2 to 4).
 
+pub mod handshake;
+pub mod session;
+
 use core::fmt;
 
 use serde::{Deserialize, Serialize};

@@ -1,1 +1,593 @@
-//! Being written.
+//! Messages: the JSON plaintext of data frames, both directions (protocol.md section 4).
+//!
+//! A message is parsed in two steps: its head (`type`, `timestamp`), then the members of that type. Unknown members
+//! are ignored, unknown types are an error. Both halves of the protocol use the same types: what the node parses,
+//! [`peer`](crate::peer) writes.
+
+use alloc::borrow::Cow;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::frame::FrameBuf;
+use crate::limits::MAX_ID;
+use crate::release::manifest::Manifest;
+use crate::text::printable;
+use crate::tunnel::Mode;
+
+/// Why a plaintext is not a message. The peer's fault; answered with `decode_failed`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// Not one JSON object with a `type` string and a finite `timestamp`.
+    Head(String),
+    /// A type that is not of version 1.
+    UnknownType(String),
+    /// A member is missing or of the wrong kind.
+    Members {
+        /// Of which message.
+        kind: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// An identifier is empty or over [`MAX_ID`] bytes.
+    Id {
+        /// Of which message.
+        kind: &'static str,
+    },
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Head(detail) => write!(f, "not a message: {detail}"),
+            Self::UnknownType(kind) => write!(f, "unknown message type \"{kind}\""),
+            Self::Members { kind, detail } => write!(f, "{kind}: {detail}"),
+            Self::Id { kind } => write!(f, "{kind}: an identifier is empty or over {MAX_ID} bytes"),
+        }
+    }
+}
+
+impl core::error::Error for DecodeError {}
+
+/// What every message has.
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    // JSON has no way to write a number that is not finite, and serde_json refuses one that overflows.
+    #[serde(rename = "timestamp")]
+    _timestamp: f64,
+}
+
+/// The body of a request or response: how `body` is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BodyEncoding {
+    /// `body` is the text itself.
+    #[default]
+    Utf8,
+    /// `body` is base64.
+    Base64,
+}
+
+macro_rules! messages {
+    ($($(#[$doc:meta])* $variant:ident = $kind:literal {
+        $($(#[$member:meta])* $field:ident: $type:ty,)*
+    })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+            pub struct $variant { $($(#[$member])* pub $field: $type,)* }
+
+            impl $variant {
+                /// The plaintext of this message.
+                #[must_use]
+                pub fn encode(&self, unix_seconds: u64) -> FrameBuf {
+                    encode($kind, unix_seconds, self)
+                }
+            }
+        )*
+
+        /// A message of version 1, whichever way it goes.
+        #[derive(Clone, Debug, PartialEq)]
+        #[expect(missing_docs, reason = "each variant is documented at the type of its name")]
+        pub enum Message { $($variant($variant),)* }
+
+        impl Message {
+            /// Its `type`.
+            #[must_use]
+            pub const fn kind(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $kind,)* }
+            }
+
+            fn parse_members(kind: &str, plaintext: &[u8]) -> Result<Self, DecodeError> {
+                match kind {
+                    $($kind => serde_json::from_slice(plaintext)
+                        .map(Self::$variant)
+                        .map_err(|error| DecodeError::Members { kind: $kind, detail: detail(&error) }),)*
+                    _ => Err(DecodeError::UnknownType(printable(kind))),
+                }
+            }
+        }
+    };
+}
+
+messages! {
+    /// The node introduces itself.
+    Hello = "hello" {
+        /// As in the handshake.
+        mode: Mode,
+        /// The registered name, where there is one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        node_id: Option<String>,
+        /// The operator's name for the candidate.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        candidate_id: Option<String>,
+        /// The node's identity.
+        public_key_pem: String,
+        /// Of the release.
+        version: String,
+    }
+    /// The server takes the session.
+    Ready = "ready" {
+        /// As derived.
+        session_id: String,
+        /// As asked for.
+        mode: Mode,
+    }
+    /// A ping inside a data frame; the frame type of its own is what is used.
+    Ping = "ping" {
+        /// To be repeated in the answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
+    }
+    /// The answer to a ping.
+    Pong = "pong" {
+        /// The ping's `id`, where it had one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reply_to: Option<String>,
+    }
+    /// The server asks for an eval action (section 5).
+    EvalRequest = "eval_request" {
+        /// To be repeated in the answer.
+        id: String,
+        /// Which.
+        action: String,
+        /// Its parameters.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        params: Option<Value>,
+    }
+    /// The node's answer.
+    EvalResponse = "eval_response" {
+        /// The request's `id`.
+        reply_to: String,
+        /// The request's `action`.
+        action: String,
+        /// Whether there is a result.
+        ok: bool,
+        /// The result.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        result: Option<Value>,
+        /// Why there is none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    }
+    /// The node is admitted (section 5).
+    JoinReady = "join_ready" {
+        /// Names the join request.
+        join_id: String,
+        /// `ed25519`.
+        alg: String,
+        /// To be signed as raw bytes; base64url.
+        nonce: String,
+        /// Unix seconds.
+        expires_at: u64,
+    }
+    /// The node lives and serves.
+    Heartbeat = "heartbeat" {
+        /// Whose.
+        node_id: String,
+        /// Of the process.
+        uptime_seconds: u64,
+        /// What it can do.
+        capabilities: Value,
+        /// Proxied requests under way.
+        active_requests: usize,
+        /// Streams open.
+        active_streams: usize,
+    }
+    /// The server wants something fetched (section 9).
+    ProxyRequest = "proxy_request" {
+        /// To be repeated in the answer.
+        id: String,
+        /// What to fetch.
+        target_url: String,
+        /// `GET` when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        method: Option<String>,
+        /// To be sent, after cleaning.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        headers: Option<BTreeMap<String, String>>,
+        /// To be sent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        body: Option<String>,
+        /// How `body` is written.
+        #[serde(default)]
+        body_encoding: BodyEncoding,
+    }
+    /// What was fetched. The node writes it with [`encode_proxy_response`].
+    ProxyResponse = "proxy_response" {
+        /// The request's `id`.
+        reply_to: String,
+        /// HTTP status.
+        status: u16,
+        /// HTTP reason phrase.
+        status_text: String,
+        /// One string a name.
+        headers: BTreeMap<String, String>,
+        /// The body.
+        body: String,
+        /// How `body` is written: always base64.
+        body_encoding: BodyEncoding,
+    }
+    /// Reserved; answered with `unsupported`.
+    HttpRequest = "http_request" {
+        /// To be repeated in the answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
+    }
+    /// Reserved.
+    HttpResponse = "http_response" {
+        /// The request's `id`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reply_to: Option<String>,
+    }
+    /// The server opens a stream (section 9).
+    StreamOpen = "stream_open" {
+        /// Names the stream.
+        stream_id: String,
+        /// `proxy-session` or a JSON text.
+        target: String,
+    }
+    /// Bytes of a stream.
+    StreamData = "stream_data" {
+        /// Which.
+        stream_id: String,
+        /// The bytes, base64.
+        data: String,
+        /// `base64`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        encoding: Option<String>,
+    }
+    /// The end of a stream.
+    StreamClose = "stream_close" {
+        /// Which.
+        stream_id: String,
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    }
+    /// The server wants another release prepared (section 9).
+    UpdatePrepare = "update_prepare" {
+        /// To be repeated in the answer.
+        id: String,
+        /// Names the update.
+        update_id: String,
+        /// The release.
+        manifest: Manifest,
+    }
+    /// The release is downloaded and verified.
+    UpdateReady = "update_ready" {
+        /// The request's `id`.
+        reply_to: String,
+        /// Which update.
+        update_id: String,
+        /// The file; empty when there is nothing to do.
+        artifact_path: String,
+        /// Its hash, hex.
+        sha256: String,
+        /// What runs.
+        current_version: String,
+        /// What was prepared.
+        target_version: String,
+    }
+    /// The server wants the prepared release installed.
+    UpdateApply = "update_apply" {
+        /// To be repeated in the answer.
+        id: String,
+        /// Which update.
+        update_id: String,
+        /// How long to wait between the answer and the install.
+        #[serde(default)]
+        restart_after_ms: u64,
+    }
+    /// An update came to nothing.
+    UpdateFailed = "update_failed" {
+        /// The request's `id`.
+        reply_to: String,
+        /// Which update.
+        update_id: String,
+        /// `prepare_failed`, `update_not_prepared` or `apply_failed`.
+        code: String,
+        /// Why.
+        message: String,
+    }
+    /// Something is done that has no answer of its own.
+    Ack = "ack" {
+        /// The request's `id`.
+        reply_to: String,
+    }
+    /// Something went wrong with what the other side sent.
+    ErrorMessage = "error" {
+        /// The message it is about.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reply_to: Option<String>,
+        /// For programs.
+        code: String,
+        /// For people.
+        #[serde(default)]
+        message: String,
+    }
+}
+
+impl Message {
+    /// The message of a plaintext.
+    ///
+    /// # Errors
+    /// It is not one, or of a type that version 1 does not have.
+    pub fn parse(plaintext: &[u8]) -> Result<Self, DecodeError> {
+        let head: Head<'_> =
+            serde_json::from_slice(plaintext).map_err(|error| DecodeError::Head(detail(&error)))?;
+        let message = Self::parse_members(&head.kind, plaintext)?;
+        if message.ids().into_iter().flatten().all(|id| !id.is_empty() && id.len() <= MAX_ID) {
+            Ok(message)
+        } else {
+            Err(DecodeError::Id { kind: message.kind() })
+        }
+    }
+
+    /// The identifiers the peer chose: what the node keeps or repeats.
+    fn ids(&self) -> [Option<&String>; 2] {
+        match self {
+            Self::Hello(m) => [m.node_id.as_ref(), m.candidate_id.as_ref()],
+            Self::Ready(m) => [Some(&m.session_id), None],
+            Self::Ping(m) => [m.id.as_ref(), None],
+            Self::Pong(m) => [m.reply_to.as_ref(), None],
+            Self::EvalRequest(m) => [Some(&m.id), Some(&m.action)],
+            Self::EvalResponse(m) => [Some(&m.reply_to), Some(&m.action)],
+            Self::JoinReady(m) => [Some(&m.join_id), None],
+            Self::Heartbeat(m) => [Some(&m.node_id), None],
+            Self::ProxyRequest(m) => [Some(&m.id), None],
+            Self::ProxyResponse(m) => [Some(&m.reply_to), None],
+            Self::HttpRequest(m) => [m.id.as_ref(), None],
+            Self::HttpResponse(m) => [m.reply_to.as_ref(), None],
+            Self::StreamOpen(m) => [Some(&m.stream_id), None],
+            Self::StreamData(m) => [Some(&m.stream_id), None],
+            Self::StreamClose(m) => [Some(&m.stream_id), None],
+            Self::UpdatePrepare(m) => [Some(&m.id), Some(&m.update_id)],
+            Self::UpdateReady(m) => [Some(&m.reply_to), Some(&m.update_id)],
+            Self::UpdateApply(m) => [Some(&m.id), Some(&m.update_id)],
+            Self::UpdateFailed(m) => [Some(&m.reply_to), Some(&m.update_id)],
+            Self::Ack(m) => [Some(&m.reply_to), None],
+            Self::ErrorMessage(m) => [m.reply_to.as_ref(), None],
+        }
+    }
+}
+
+/// The member of a parse error, without the peer's own text running on for ever.
+fn detail(error: &serde_json::Error) -> String {
+    printable(&error.to_string())
+}
+
+#[derive(Serialize)]
+struct Envelope<'a, T> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    timestamp: u64,
+    #[serde(flatten)]
+    members: &'a T,
+}
+
+fn encode<T: Serialize>(kind: &'static str, timestamp: u64, members: &T) -> FrameBuf {
+    // Serialising plain data into memory fails only where a map has a key that is not a string; no message has.
+    let json = serde_json::to_vec(&Envelope { kind, timestamp, members });
+    debug_assert!(json.is_ok(), "{kind} does not serialise");
+    FrameBuf::from_plaintext(&json.unwrap_or_default())
+}
+
+/// The head of a `proxy_response`, written where it will be sealed; the body follows it without a copy between.
+#[derive(Serialize)]
+struct ProxyResponseHead<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply_to: Option<&'a str>,
+    status: u16,
+    status_text: &'a str,
+    headers: &'a BTreeMap<String, String>,
+    body_encoding: BodyEncoding,
+}
+
+/// The plaintext of a `proxy_response`: on the tunnel with `timestamp` and `reply_to` (section 9), on the data plane
+/// with neither (section 10). The body is encoded straight into the buffer that is sealed and sent.
+#[must_use]
+pub fn encode_proxy_response(
+    tunnel: Option<(u64, &str)>,
+    status: u16,
+    status_text: &str,
+    headers: &[(String, String)],
+    body: &[u8],
+) -> FrameBuf {
+    let headers = joined_headers(headers);
+    let head = ProxyResponseHead {
+        kind: "proxy_response",
+        timestamp: tunnel.map(|(timestamp, _)| timestamp),
+        reply_to: tunnel.map(|(_, reply_to)| reply_to),
+        status,
+        status_text,
+        headers: &headers,
+        body_encoding: BodyEncoding::Base64,
+    };
+    let json = serde_json::to_vec(&head).unwrap_or_default();
+    let encoded = body.len().div_ceil(3).saturating_mul(4);
+    let mut out = FrameBuf::with_capacity(json.len().saturating_add(encoded).saturating_add(16));
+    out.extend(json.strip_suffix(b"}").unwrap_or(&json));
+    out.extend(b",\"body\":\"");
+    out.extend_base64(body);
+    out.extend(b"\"}");
+    out
+}
+
+/// Header fields as the wire has them: one string a name, names in lower case, values of one name joined with a
+/// comma (RFC 9110, 5.3).
+fn joined_headers(headers: &[(String, String)]) -> BTreeMap<String, String> {
+    let mut out: BTreeMap<String, String> = BTreeMap::new();
+    for (name, value) in headers {
+        let joined = out.entry(name.to_ascii_lowercase()).or_default();
+        if !joined.is_empty() {
+            joined.push_str(", ");
+        }
+        joined.push_str(value);
+    }
+    out
+}
+
+/// The plaintext of an `error`.
+#[must_use]
+pub fn error(unix_seconds: u64, reply_to: Option<&str>, code: &str, message: &str) -> FrameBuf {
+    let message = ErrorMessage {
+        reply_to: reply_to.map(String::from),
+        code: code.to_string(),
+        message: message.to_string(),
+    };
+    message.encode(unix_seconds)
+}
+
+/// The plaintext of a pong frame (section 2).
+#[must_use]
+pub fn pong_plaintext(unix_seconds: u64) -> FrameBuf {
+    FrameBuf::from_plaintext(format!("{{\"type\":\"pong\",\"timestamp\":{unix_seconds}}}").as_bytes())
+}
+
+/// The bytes of a request body as the wire writes it.
+///
+/// # Errors
+/// It says base64 and is not, or is longer than `max` bytes.
+pub fn decode_body(
+    body: Option<String>,
+    encoding: BodyEncoding,
+    max: usize,
+) -> Result<Option<Vec<u8>>, String> {
+    let Some(body) = body else { return Ok(None) };
+    let bytes = match encoding {
+        BodyEncoding::Utf8 => body.into_bytes(),
+        BodyEncoding::Base64 => super::base64::decode(&body).ok_or("the body is not base64")?,
+    };
+    if bytes.len() > max {
+        return Err(format!("the body has {} bytes; the limit is {max}", bytes.len()));
+    }
+    Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use serde_json::json;
+
+    fn parse(value: &Value) -> Result<Message, DecodeError> {
+        Message::parse(&serde_json::to_vec(value).unwrap())
+    }
+
+    #[test]
+    fn unknown_members_are_ignored_and_unknown_types_are_named() {
+        let ack = json!({"type": "ack", "timestamp": 1.5, "reply_to": "a", "more": [1]});
+        assert_eq!(parse(&ack).unwrap(), Message::Ack(Ack { reply_to: "a".into() }));
+        let unknown = json!({"type": "te\u{1b}leport", "timestamp": 1});
+        assert_eq!(parse(&unknown), Err(DecodeError::UnknownType("te leport".into())));
+    }
+
+    #[test]
+    fn a_message_has_a_type_and_a_finite_timestamp() {
+        for text in [
+            "",
+            "[]",
+            "1",
+            "{}",
+            r#"{"type":"ack","reply_to":"a"}"#,
+            r#"{"type":1,"timestamp":1}"#,
+            r#"{"type":"ack","timestamp":"1","reply_to":"a"}"#,
+            r#"{"type":"ack","timestamp":1e999,"reply_to":"a"}"#,
+            r#"{"type":"ack","timestamp":null,"reply_to":"a"}"#,
+            "{\"type\":\"ack\",\"timestamp\":1}x",
+        ] {
+            assert!(matches!(Message::parse(text.as_bytes()), Err(DecodeError::Head(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn identifiers_are_bounded() {
+        for id in [String::new(), "x".repeat(MAX_ID + 1)] {
+            let message = json!({"type": "ack", "timestamp": 1, "reply_to": id});
+            assert_eq!(parse(&message), Err(DecodeError::Id { kind: "ack" }));
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_and_not_a_stack_overflow() {
+        let text = format!("{{\"type\":\"ack\",\"timestamp\":1,\"x\":{}", "[".repeat(1 << 20));
+        assert!(Message::parse(text.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn what_is_encoded_parses_to_the_same() {
+        let message = ProxyRequest {
+            id: "r1".into(),
+            target_url: "http://example.com/".into(),
+            method: None,
+            headers: None,
+            body: Some("x".into()),
+            body_encoding: BodyEncoding::Utf8,
+        };
+        let plaintext = message.encode(5);
+        assert_eq!(Message::parse(plaintext.plaintext()), Ok(Message::ProxyRequest(message)));
+    }
+
+    #[test]
+    fn a_proxy_response_is_the_message_its_type_says() {
+        let headers = vec![
+            ("Content-Type".into(), "a/b".into()),
+            ("vary".into(), "x".into()),
+            ("Vary".into(), "y".into()),
+        ];
+        let plaintext =
+            encode_proxy_response(Some((7, "r1")), 200, "OK \"quoted\"", &headers, b"\xff\x00body");
+        let value: Value = serde_json::from_slice(plaintext.plaintext()).unwrap();
+        assert_eq!(
+            value,
+            json!({
+                "type": "proxy_response", "timestamp": 7, "reply_to": "r1", "status": 200,
+                "status_text": "OK \"quoted\"", "headers": {"content-type": "a/b", "vary": "x, y"},
+                "body": "/wBib2R5", "body_encoding": "base64",
+            })
+        );
+        assert!(matches!(Message::parse(plaintext.plaintext()), Ok(Message::ProxyResponse(_))));
+    }
+
+    #[test]
+    fn a_body_is_decoded_by_its_encoding_and_within_its_bound() {
+        let body = |text: &str, encoding, max| decode_body(Some(text.into()), encoding, max);
+        assert_eq!(body("aGk", BodyEncoding::Base64, 2), Ok(Some(b"hi".to_vec())));
+        assert_eq!(body("aGk", BodyEncoding::Utf8, 3), Ok(Some(b"aGk".to_vec())));
+        assert!(body("a!", BodyEncoding::Base64, 9).is_err());
+        assert!(body("aGk", BodyEncoding::Base64, 1).is_err());
+        assert_eq!(decode_body(None, BodyEncoding::Base64, 0), Ok(None));
+    }
+}

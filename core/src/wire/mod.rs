@@ -3,4 +3,5 @@
 pub mod base64;
 pub mod canonical;
 pub mod frame;
+pub mod hex;
 pub mod message;
