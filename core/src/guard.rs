@@ -365,8 +365,9 @@ const STRIPPED: [&str; 26] = [
     "x-verbose",
 ];
 
-/// The header fields to send of those that a stranger asked for: names in lower case, values trimmed, without
-/// the hop-by-hop ones, those that `Connection` names and those that protocol.md section 11 lists, and with [`USER_AGENT`] where no user agent is given.
+/// The header fields to send of those that a stranger asked for: names in lower case, values trimmed, without the
+/// hop-by-hop ones, those that `Connection` names and those that protocol.md section 11 lists, and with
+/// [`USER_AGENT`] where no user agent is given.
 ///
 /// # Errors
 /// A name that is not a token; a value that holds CR, LF, NUL, another control character or anything outside
