@@ -1,0 +1,211 @@
+//! The client's half of the data plane (protocol.md section 10); for now, how it checks who answered.
+
+use alloc::string::String;
+use core::fmt;
+use core::time::Duration;
+
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use crate::crypto::identity::verify_base64;
+use crate::crypto::{Crypto, constant_time_eq};
+use crate::time::Now;
+use crate::wire::canonical;
+
+/// The `protocol` of a proof.
+pub const RESPONDER_AUTH: &str = "consensus-node-responder-auth";
+
+/// How old a proof may be.
+pub const MAX_AGE: Duration = Duration::from_secs(30);
+
+/// How far the two clocks may be apart on top of that.
+pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+
+/// Why a proof does not show that the wanted node answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProofError {
+    /// Not a proof of this protocol and version.
+    Malformed,
+    /// Of another node.
+    NodeId,
+    /// Made for another client's question.
+    ClientNonce,
+    /// Made for another channel, or for none.
+    ChannelBinding,
+    /// Too old.
+    Expired,
+    /// From the future.
+    Future,
+    /// Not signed by the node's key.
+    Signature,
+}
+
+impl ProofError {
+    /// A word for programs: the member at fault, or the kind of staleness.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::NodeId => "node_id",
+            Self::ClientNonce => "client_nonce",
+            Self::ChannelBinding => "channel_binding",
+            Self::Expired => "expired",
+            Self::Future => "future",
+            Self::Signature => "signature",
+        }
+    }
+}
+
+impl fmt::Display for ProofError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "not a proof of this protocol version",
+            Self::NodeId => "the proof is another node's",
+            Self::ClientNonce => "the proof answers another client nonce",
+            Self::ChannelBinding => "the proof is bound to another channel",
+            Self::Expired => "the proof is too old",
+            Self::Future => "the proof is from the future",
+            Self::Signature => "the proof is not signed by the node's key",
+        })
+    }
+}
+
+impl core::error::Error for ProofError {}
+
+/// What the client asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Challenge<'a> {
+    /// The node it wants to talk to.
+    pub node_id: &'a str,
+    /// Its nonce, as sent.
+    pub client_nonce: &'a str,
+    /// The hash of the channel, base64; `None` outside a channel.
+    pub channel_binding: Option<&'a str>,
+    /// The key it was given for the node.
+    pub public_key: &'a [u8; 32],
+}
+
+#[derive(serde::Deserialize)]
+struct Proof {
+    protocol: String,
+    version: u64,
+    node_id: String,
+    client_nonce: String,
+    timestamp: f64,
+    channel_binding: Option<String>,
+    signature: String,
+}
+
+/// Checks a proof, as received, against what the client asked for.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn verify_proof<C: Crypto>(
+    crypto: &C,
+    challenge: Challenge<'_>,
+    proof: &Value,
+    now: Now,
+) -> Result<(), ProofError> {
+    let fields = Proof::deserialize(proof).map_err(|_| ProofError::Malformed)?;
+    if fields.protocol != RESPONDER_AUTH || fields.version != 1 {
+        return Err(ProofError::Malformed);
+    }
+    if fields.node_id != challenge.node_id {
+        return Err(ProofError::NodeId);
+    }
+    if !constant_time_eq(fields.client_nonce.as_bytes(), challenge.client_nonce.as_bytes()) {
+        return Err(ProofError::ClientNonce);
+    }
+    if fields.channel_binding.as_deref() != challenge.channel_binding {
+        return Err(ProofError::ChannelBinding);
+    }
+    let now = now.unix.as_secs_f64();
+    let tolerance = CLOCK_TOLERANCE.as_secs_f64();
+    if now - fields.timestamp > MAX_AGE.as_secs_f64() + tolerance {
+        return Err(ProofError::Expired);
+    }
+    if fields.timestamp - now > tolerance {
+        return Err(ProofError::Future);
+    }
+    let signed = canonical::without(proof, "signature");
+    if verify_base64(crypto, challenge.public_key, signed.as_bytes(), &fields.signature) {
+        Ok(())
+    } else {
+        Err(ProofError::Signature)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::format;
+
+    use super::*;
+    use crate::crypto::identity::Identity;
+    use crate::crypto::pem;
+    use crate::crypto::pure::Pure;
+
+    fn at(seconds: u64) -> Now {
+        Now { monotonic: Duration::ZERO, unix: Duration::from_secs(seconds) }
+    }
+
+    #[test]
+    fn a_proof_is_good_for_its_age_and_the_tolerance_on_both_sides() {
+        let node = Identity::from_seed(Pure, &[5; 32]);
+        let mut proof = serde_json::json!({
+            "protocol": RESPONDER_AUTH, "version": 1, "node_id": "n", "client_nonce": "AA==", "node_nonce": "AQ==",
+            "timestamp": 1_000_000, "channel_binding": "Ag==",
+        });
+        proof["signature"] = Value::from(node.sign(canonical::to_canonical(&proof).as_bytes()));
+        let challenge = Challenge {
+            node_id: "n",
+            client_nonce: "AA==",
+            channel_binding: Some("Ag=="),
+            public_key: node.public_key(),
+        };
+        for (now, expected) in [
+            (999_994, Err(ProofError::Future)),
+            (999_995, Ok(())),
+            (1_000_035, Ok(())),
+            (1_000_036, Err(ProofError::Expired)),
+        ] {
+            assert_eq!(verify_proof(&Pure, challenge, &proof, at(now)), expected, "{now}");
+        }
+        let unbound = Challenge { channel_binding: None, ..challenge };
+        assert_eq!(
+            verify_proof(&Pure, unbound, &proof, at(1_000_000)),
+            Err(ProofError::ChannelBinding),
+            "a proof for a channel is none outside of it"
+        );
+        assert_eq!(verify_proof(&Pure, challenge, &Value::Null, at(1_000_000)), Err(ProofError::Malformed));
+    }
+
+    /// `CONSENSUS_VECTORS`: proofs of the deployed network that verify, and some that must not.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test finds its vectors by the environment")]
+    fn the_deployed_networks_proofs_are_judged_as_its_clients_do() {
+        let Ok(folder) = std::env::var("CONSENSUS_VECTORS") else {
+            std::println!("skipped: CONSENSUS_VECTORS is not set");
+            return;
+        };
+        let text = std::fs::read_to_string(format!("{folder}/responder-auth.vectors.json")).unwrap();
+        let file: Value = serde_json::from_str(&text).unwrap();
+        let key = pem::decode_public(file["node_public_key_pem"].as_str().unwrap()).unwrap();
+        let vectors = file["vectors"].as_array().unwrap();
+        assert!(!vectors.is_empty());
+        for vector in vectors {
+            let asked = &vector["challenge"];
+            let challenge = Challenge {
+                node_id: vector["verify"]["expectedNodeId"]
+                    .as_str()
+                    .unwrap_or_else(|| asked["node_id"].as_str().unwrap()),
+                client_nonce: asked["client_nonce"].as_str().unwrap(),
+                channel_binding: asked["channel_binding"].as_str(),
+                public_key: &key,
+            };
+            let now = at(vector["verify"]["now"].as_u64().unwrap());
+            let judged = verify_proof(&Pure, challenge, &vector["proof"], now);
+            let expected = vector["expect"]["error"].as_str();
+            assert_eq!(judged.err().map(ProofError::kind), expected, "{}", vector["name"]);
+        }
+    }
+}

@@ -1,0 +1,869 @@
+//! The server's end of one tunnel session, after the handshake: takes the node in, evaluates it, or keeps it attached
+//! and asks it to fetch (protocol.md sections 4, 5 and 9).
+//!
+//! It has the shape of [`Node`](crate::node::Node): feed [`Input`]s with the time, drain [`Output`]s until
+//! [`Output::Wait`].
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+use serde_json::Value;
+
+use super::handshake::Caller;
+use super::integrity;
+use crate::crypto::{Crypto, Drbg};
+use crate::limits::{EVAL_ACTION_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_MESSAGE, PROXY_TIMEOUT};
+use crate::release::manifest::Manifest;
+use crate::text::printable;
+use crate::time::{Deadline, Now, Reason};
+use crate::tunnel::Mode;
+use crate::tunnel::session::Session;
+use crate::wire::frame::{FrameBuf, FrameType, MAX_PLAINTEXT};
+use crate::wire::message::{
+    EvalRequest, EvalResponse, Heartbeat, Hello, JoinReady, Message, ProxyRequest, ProxyResponse, Ready,
+    error, pong_plaintext,
+};
+use crate::wire::{base64, hex};
+
+/// What an evaluation measures, in this order.
+pub const BATTERY: [&str; 9] = [
+    "capabilities",
+    "integrity",
+    "benchmark_system",
+    "benchmark_cpu",
+    "benchmark_crypto",
+    "benchmark_memory",
+    "benchmark_event_loop",
+    "benchmark_memory_pressure",
+    "tunnel_echo",
+];
+
+/// Requests that may wait for their answers at once; one more fails at once.
+pub const MAX_PENDING: usize = 4096;
+
+/// The payload of the echo action, in bytes.
+const ECHO_BYTES: usize = 16 * 1024;
+
+/// How much longer than the node itself the server waits for an answer, so that the node's own timeout is heard.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What this server wants of a node.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The least memory, in bytes.
+    pub min_memory_bytes: u64,
+    /// The longest turn of the node's scheduler, 99th percentile, in nanoseconds.
+    pub max_event_loop_p99_ns: f64,
+    /// The release that nodes must run, where one is set.
+    pub required_manifest: Option<Manifest>,
+    /// Whether a node that passes is told so. Without it a good node waits in vain.
+    pub admits: bool,
+    /// How long an offer to join holds.
+    pub offer_lifetime: Duration,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            min_memory_bytes: 512 * 1024 * 1024,
+            max_event_loop_p99_ns: 50e6,
+            required_manifest: None,
+            admits: true,
+            offer_lifetime: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Time passed.
+    Tick,
+    /// A binary WebSocket message arrived.
+    Binary(Vec<u8>),
+    /// A text WebSocket message arrived: base64 of a frame.
+    Text(String),
+    /// Ask the node to fetch something; ends in [`Event::Proxied`] with the request's `id`.
+    Proxy(ProxyRequest),
+    /// Ask the node for an eval action; ends in [`Event::Evaluated`].
+    Evaluate {
+        /// Which.
+        action: String,
+        /// Its parameters.
+        params: Option<Value>,
+    },
+    /// Send a ping frame; answered by [`Event::Pong`].
+    Ping,
+    /// Send a data frame of this plaintext: any other message of the protocol, or something that is none.
+    Send(FrameBuf),
+    /// End the session in good order.
+    Close,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Nothing more now.
+    Wait(Option<Deadline>),
+    /// Send a binary WebSocket message.
+    Send(Vec<u8>),
+    /// Close the WebSocket; nothing follows.
+    Close {
+        /// The close code.
+        code: u16,
+        /// The reason.
+        reason: String,
+    },
+    /// Tell whoever runs the server.
+    Event(Event),
+}
+
+/// What the server learns.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The node introduced itself and was told `ready`.
+    Ready(Hello),
+    /// The node lives.
+    Heartbeat(Heartbeat),
+    /// The node pinged, and was answered.
+    Pinged,
+    /// The node answered a ping.
+    Pong,
+    /// An eval action came to its end.
+    Evaluated {
+        /// Which.
+        action: String,
+        /// The result, or why there is none.
+        outcome: Result<Value, String>,
+        /// From the request to the answer.
+        took: Duration,
+    },
+    /// The battery is done: what the node missed; nothing missed is a pass.
+    Judged {
+        /// One sentence for each.
+        missed: Vec<String>,
+    },
+    /// The node was offered to join.
+    Offered(Offer),
+    /// A proxied request came to its end.
+    Proxied {
+        /// Of the request.
+        id: String,
+        /// The response, or why there is none.
+        outcome: Result<ProxyResponse, ProxyFailure>,
+    },
+    /// Any other message of the node.
+    Message(Box<Message>),
+    /// The node sent something that is not of the protocol; it was told so.
+    BadFrame(String),
+}
+
+/// Why a proxied request has no response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProxyFailure {
+    /// The node answered with an error.
+    Refused {
+        /// Its code.
+        code: String,
+        /// Its message.
+        message: String,
+    },
+    /// The node did not answer in time.
+    TimedOut,
+    /// Too many are waiting, or the request is larger than a frame.
+    NotSent,
+}
+
+impl fmt::Display for ProxyFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { code, message } => write!(f, "{}: {}", printable(code), printable(message)),
+            Self::TimedOut => f.write_str("the node did not answer in time"),
+            Self::NotSent => f.write_str("too many requests are waiting, or this one is too large"),
+        }
+    }
+}
+
+/// What an admitted node may answer by registering.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Names the join request; good for one registration.
+    pub join_id: String,
+    /// What the node signs.
+    pub nonce: [u8; 32],
+    /// Unix seconds.
+    pub expires_at: u64,
+    /// Who may use it.
+    pub public_key: [u8; 32],
+}
+
+impl Offer {
+    /// Whether `signature` (base64), sent by the node that has `public_key`, takes this offer up in time.
+    pub fn verify<C: Crypto>(
+        &self,
+        crypto: &C,
+        public_key: &[u8; 32],
+        signature: &str,
+        now: Now,
+    ) -> Result<(), OfferError> {
+        if now.unix_seconds() > self.expires_at {
+            return Err(OfferError::Expired);
+        }
+        if *public_key != self.public_key {
+            return Err(OfferError::WrongKey);
+        }
+        if crate::crypto::identity::verify_base64(crypto, public_key, &self.nonce, signature) {
+            Ok(())
+        } else {
+            Err(OfferError::BadSignature)
+        }
+    }
+}
+
+/// Why an offer cannot be taken up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfferError {
+    /// Too late.
+    Expired,
+    /// It was made to another node.
+    WrongKey,
+    /// The signature is not over the offer's nonce.
+    BadSignature,
+}
+
+impl fmt::Display for OfferError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Expired => "the join request has expired; evaluate again",
+            Self::WrongKey => "the join request was given to another key",
+            Self::BadSignature => "join_signature does not verify",
+        })
+    }
+}
+
+impl core::error::Error for OfferError {}
+
+#[derive(Debug)]
+struct PendingEval {
+    action: String,
+    asked: Duration,
+    deadline: Deadline,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Until `hello`.
+    Greeting(Deadline),
+    /// Eval mode: the action at this index is under way.
+    Battery { index: usize, id: String, missed: Vec<String> },
+    /// Everything after.
+    Attached,
+    /// [`Output::Close`] was given.
+    Closed,
+}
+
+/// The server's end of one session.
+pub struct Orchestrator<C: Crypto> {
+    crypto: C,
+    session: Session<C>,
+    caller: Caller,
+    terms: Terms,
+    rng: Drbg,
+    phase: Phase,
+    evals: BTreeMap<String, PendingEval>,
+    proxied: BTreeMap<String, Deadline>,
+    echo: String,
+    outputs: VecDeque<Output>,
+}
+
+impl<C: Crypto> fmt::Debug for Orchestrator<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Orchestrator")
+            .field("session", &self.session)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: Crypto> Orchestrator<C> {
+    /// The server's end of a session that [`accept`](super::handshake::accept) gave, the `handshake_accept` being
+    /// sent.
+    pub fn new(crypto: C, session: Session<C>, caller: Caller, terms: Terms, rng: Drbg, now: Now) -> Self {
+        Self {
+            crypto,
+            session,
+            caller,
+            terms,
+            rng,
+            phase: Phase::Greeting(now.deadline(HANDSHAKE_TIMEOUT, Reason::Ready)),
+            evals: BTreeMap::new(),
+            proxied: BTreeMap::new(),
+            echo: String::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Who is at the other end.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// The session, as both ends derived it.
+    pub fn session_id(&self) -> &str {
+        self.session.session_id()
+    }
+
+    /// Never fails: what a node does wrong is answered on the wire and told in an [`Event`].
+    pub fn handle_input(&mut self, now: Now, input: Input) {
+        if matches!(self.phase, Phase::Closed) {
+            return;
+        }
+        match input {
+            Input::Tick => {}
+            Input::Binary(data) => self.receive(now, data),
+            Input::Text(text) => match base64::decode(&text) {
+                Some(data) if text.len() <= MAX_MESSAGE => self.receive(now, data),
+                _ => self.bad_frame(now, "a text message is not base64"),
+            },
+            Input::Proxy(request) => self.proxy(now, request),
+            Input::Evaluate { action, params } => {
+                self.evaluate(now, &action, params);
+            }
+            Input::Ping => self.send(FrameType::Ping, FrameBuf::with_capacity(0)),
+            Input::Send(plaintext) => self.send(FrameType::Data, plaintext),
+            Input::Close => self.close(1000, "server stopped"),
+        }
+        self.expire(now);
+    }
+
+    /// The next thing to do. Drain until [`Output::Wait`].
+    #[must_use]
+    pub fn poll_output(&mut self) -> Output {
+        self.outputs.pop_front().unwrap_or_else(|| Output::Wait(self.deadline()))
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        let greeting = if let Phase::Greeting(deadline) = self.phase { Some(deadline) } else { None };
+        let evals = self.evals.values().map(|pending| pending.deadline);
+        let all = evals.chain(self.proxied.values().copied());
+        all.fold(greeting, |earliest, deadline| Deadline::earlier(earliest, Some(deadline)))
+    }
+
+    fn expire(&mut self, now: Now) {
+        match self.phase {
+            Phase::Closed => return,
+            Phase::Greeting(deadline) if deadline.is_due(now) => return self.close(1008, "no hello"),
+            _ => {}
+        }
+        let due: Vec<String> = self
+            .proxied
+            .iter()
+            .filter(|(_, deadline)| deadline.is_due(now))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in due {
+            self.proxied.remove(&id);
+            self.event(Event::Proxied { id, outcome: Err(ProxyFailure::TimedOut) });
+        }
+        let due: Vec<String> =
+            self.evals.iter().filter(|(_, e)| e.deadline.is_due(now)).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            self.evaluated(now, &id, Err("the node did not answer in time".to_string()));
+        }
+    }
+
+    fn receive(&mut self, now: Now, mut data: Vec<u8>) {
+        let opened = match self.session.open(&mut data) {
+            Ok((kind, plaintext)) => Ok((kind, Message::parse(plaintext))),
+            Err(error) => Err(error.to_string()),
+        };
+        match opened {
+            Ok((FrameType::Data, Ok(message))) => self.message(now, message),
+            Ok((FrameType::Data, Err(error))) => self.bad_frame(now, &error.to_string()),
+            Ok((FrameType::Ping, _)) => {
+                self.send(FrameType::Pong, pong_plaintext(now.unix_seconds()));
+                self.event(Event::Pinged);
+            }
+            Ok((FrameType::Pong, _)) => self.event(Event::Pong),
+            Ok((FrameType::Close, _)) => self.close(1000, "node closed"),
+            Ok((FrameType::Handshake | FrameType::Error, _)) => {
+                self.bad_frame(now, "a frame type that no session uses");
+            }
+            Err(error) => self.bad_frame(now, &error),
+        }
+    }
+
+    fn message(&mut self, now: Now, message: Message) {
+        match message {
+            Message::Hello(hello) if matches!(self.phase, Phase::Greeting(_)) => self.greet(now, hello),
+            _ if matches!(self.phase, Phase::Greeting(_)) => self.close(1008, "hello comes first"),
+            Message::Heartbeat(heartbeat) => self.event(Event::Heartbeat(heartbeat)),
+            Message::EvalResponse(response) => self.eval_response(now, response),
+            Message::ProxyResponse(response) => {
+                let id = response.reply_to.clone();
+                match self.proxied.remove(&id) {
+                    Some(_) => self.event(Event::Proxied { id, outcome: Ok(response) }),
+                    None => self.event(Event::Message(Box::new(Message::ProxyResponse(response)))),
+                }
+            }
+            Message::ErrorMessage(report) => {
+                let id = report.reply_to.clone().unwrap_or_default();
+                if self.proxied.remove(&id).is_some() {
+                    let failure = ProxyFailure::Refused { code: report.code, message: report.message };
+                    self.event(Event::Proxied { id, outcome: Err(failure) });
+                } else if self.evals.contains_key(&id) {
+                    self.evaluated(now, &id, Err(format!("{}: {}", report.code, report.message)));
+                } else {
+                    self.event(Event::Message(Box::new(Message::ErrorMessage(report))));
+                }
+            }
+            other => self.event(Event::Message(Box::new(other))),
+        }
+    }
+
+    fn greet(&mut self, now: Now, hello: Hello) {
+        let mode = self.caller.mode;
+        let ready = Ready { session_id: self.session.session_id().to_string(), mode };
+        self.send(FrameType::Data, ready.encode(now.unix_seconds()));
+        self.phase = Phase::Attached;
+        self.event(Event::Ready(hello));
+        if mode == Mode::Eval {
+            self.step(now, 0, Vec::new());
+        }
+    }
+
+    /// Asks for the action at `index`, or judges when there is none.
+    fn step(&mut self, now: Now, index: usize, missed: Vec<String>) {
+        let Some(action) = BATTERY.get(index) else { return self.judge(now, missed) };
+        let params = if *action == "tunnel_echo" {
+            let mut payload = alloc::vec![0; ECHO_BYTES];
+            self.rng.fill(&mut payload);
+            self.echo = base64::encode(&payload);
+            Some(serde_json::json!({ "payload": self.echo, "nonce": self.random_id() }))
+        } else {
+            None
+        };
+        match self.evaluate(now, action, params) {
+            Some(id) => self.phase = Phase::Battery { index, id, missed },
+            None => self.judge(now, missed),
+        }
+    }
+
+    fn evaluate(&mut self, now: Now, action: &str, params: Option<Value>) -> Option<String> {
+        if self.evals.len() >= MAX_PENDING {
+            let outcome = Err("too many actions are waiting".to_string());
+            self.event(Event::Evaluated { action: action.to_string(), outcome, took: Duration::ZERO });
+            return None;
+        }
+        let id = self.random_id();
+        let deadline = now.deadline(eval_timeout(action, params.as_ref()), Reason::EvalAction);
+        let request = EvalRequest { id: id.clone(), action: action.to_string(), params };
+        self.send(FrameType::Data, request.encode(now.unix_seconds()));
+        let pending = PendingEval { action: action.to_string(), asked: now.monotonic, deadline };
+        self.evals.insert(id.clone(), pending);
+        Some(id)
+    }
+
+    fn eval_response(&mut self, now: Now, response: EvalResponse) {
+        let known = self.evals.get(&response.reply_to).is_some_and(|e| e.action == response.action);
+        if !known {
+            return self.event(Event::Message(Box::new(Message::EvalResponse(response))));
+        }
+        let outcome = match (response.ok, response.result, response.error) {
+            (true, Some(result), _) => Ok(result),
+            (true, None, _) => Err("ok without a result".to_string()),
+            (false, _, error) => Err(printable(&error.unwrap_or_default())),
+        };
+        self.evaluated(now, &response.reply_to, outcome);
+    }
+
+    fn evaluated(&mut self, now: Now, id: &str, outcome: Result<Value, String>) {
+        let Some(pending) = self.evals.remove(id) else { return };
+        let took = now.monotonic.saturating_sub(pending.asked);
+        let action = pending.action;
+        let flaw = self.flaw(now, &action, &outcome);
+        self.event(Event::Evaluated { action, outcome, took });
+        if let Phase::Battery { index, id: current, missed } = &mut self.phase {
+            if current == id {
+                let (index, mut missed) = (*index, core::mem::take(missed));
+                missed.extend(flaw);
+                self.step(now, index.saturating_add(1), missed);
+            }
+        }
+    }
+
+    /// What is wrong with a result, by this server's terms.
+    fn flaw(&self, now: Now, action: &str, outcome: &Result<Value, String>) -> Option<String> {
+        let result = match outcome {
+            Ok(result) => result,
+            Err(error) => return Some(format!("{action}: {error}")),
+        };
+        match action {
+            "integrity" => {
+                let required = self.terms.required_manifest.as_ref();
+                let verified =
+                    integrity::verify(&self.crypto, result, &self.caller.public_key, required, now);
+                verified.err().map(|doubt| format!("integrity: {doubt}"))
+            }
+            "benchmark_system" => {
+                let (least, memory) = (self.terms.min_memory_bytes, result["total_memory_bytes"].as_u64());
+                let enough = memory.is_some_and(|memory| memory >= least);
+                (!enough)
+                    .then(|| format!("memory: {} bytes, {least} are required", memory.unwrap_or_default()))
+            }
+            "benchmark_event_loop" => {
+                let (most, p99) = (self.terms.max_event_loop_p99_ns, result["ns_per_op"]["p99"].as_f64());
+                let fast = p99.is_some_and(|p99| p99 <= most);
+                (!fast).then(|| format!("event loop p99: {p99:?} ns, at most {most} are allowed"))
+            }
+            "tunnel_echo" => {
+                let whole = result["echo"].as_str() == Some(self.echo.as_str());
+                (!whole).then(|| "tunnel_echo: the payload came back changed".to_string())
+            }
+            "benchmark_memory_pressure" => {
+                (result["success"] != Value::Bool(true)).then(|| format!("{action}: no success"))
+            }
+            _ => None,
+        }
+    }
+
+    fn judge(&mut self, now: Now, missed: Vec<String>) {
+        self.phase = Phase::Attached;
+        let passed = missed.is_empty();
+        self.event(Event::Judged { missed });
+        if !passed || !self.terms.admits {
+            return;
+        }
+        let offer = Offer {
+            join_id: self.random_id(),
+            nonce: self.rng.bytes(),
+            expires_at: now.unix_seconds().saturating_add(self.terms.offer_lifetime.as_secs()),
+            public_key: self.caller.public_key,
+        };
+        let ready = JoinReady {
+            join_id: offer.join_id.clone(),
+            alg: "ed25519".to_string(),
+            nonce: base64::encode_url(&offer.nonce),
+            expires_at: offer.expires_at,
+        };
+        // The offer is told first: whoever runs the server must know it before the node can take it up.
+        self.event(Event::Offered(offer));
+        self.send(FrameType::Data, ready.encode(now.unix_seconds()));
+    }
+
+    fn proxy(&mut self, now: Now, request: ProxyRequest) {
+        let id = request.id.clone();
+        let plaintext = request.encode(now.unix_seconds());
+        let fits = plaintext.plaintext().len() <= MAX_PLAINTEXT;
+        if !fits || self.proxied.len() >= MAX_PENDING || self.proxied.contains_key(&id) {
+            return self.event(Event::Proxied { id, outcome: Err(ProxyFailure::NotSent) });
+        }
+        self.proxied.insert(id, now.deadline(PROXY_TIMEOUT + GRACE, Reason::ProxyRequest));
+        self.send(FrameType::Data, plaintext);
+    }
+
+    fn bad_frame(&mut self, now: Now, reason: &str) {
+        self.send(FrameType::Data, error(now.unix_seconds(), None, "decode_failed", reason));
+        self.event(Event::BadFrame(reason.to_string()));
+    }
+
+    fn close(&mut self, code: u16, reason: &str) {
+        self.phase = Phase::Closed;
+        self.evals.clear();
+        self.proxied.clear();
+        self.outputs.push_back(Output::Close { code, reason: reason.to_string() });
+    }
+
+    fn send(&mut self, kind: FrameType, plaintext: FrameBuf) {
+        if plaintext.plaintext().len() > MAX_PLAINTEXT {
+            return;
+        }
+        let frame = self.session.seal(kind, plaintext);
+        self.outputs.push_back(Output::Send(frame));
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn random_id(&mut self) -> String {
+        hex::encode(&self.rng.bytes::<16>())
+    }
+}
+
+/// How long the server waits for an action (protocol.md section 5).
+fn eval_timeout(action: &str, params: Option<&Value>) -> Duration {
+    match action {
+        "benchmark_sustained" => {
+            let asked = params.and_then(|params| params["duration_ms"].as_u64()).unwrap_or(60_000);
+            Duration::from_millis(asked).saturating_add(Duration::from_secs(15))
+        }
+        "speedtest_fetch" => Duration::from_secs(20),
+        _ => EVAL_ACTION_TIMEOUT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::identity::Identity;
+    use crate::crypto::pure::Pure;
+    use crate::peer::handshake::accept;
+    use crate::tunnel::handshake::{Claims, Handshake};
+    use crate::wire::canonical;
+    use crate::wire::message::{Ack, encode_proxy_response};
+
+    const NODE_SEED: [u8; 32] = [1; 32];
+
+    /// A hand-made node at the other end: its session, and the time of both.
+    struct Pair {
+        node: Session<Pure>,
+        server: Orchestrator<Pure>,
+        now: Now,
+        events: Vec<Event>,
+        closed: Option<(u16, String)>,
+    }
+
+    impl Pair {
+        fn new(mode: Mode, terms: Terms) -> Self {
+            let now = Now { monotonic: Duration::from_secs(5), unix: Duration::from_secs(1_790_000_000) };
+            let identity = Identity::from_seed(Pure, &NODE_SEED);
+            let claims = Claims { mode, node_id: Some("n1"), candidate_id: None, release_version: None };
+            let (handshake, init) =
+                Handshake::start(Pure, &identity, claims, None, &mut Drbg::new([2; 32]), now);
+            let key = *identity.public_key();
+            let accepted = accept(&Pure, None, &init, |_| Some(key), &mut Drbg::new([3; 32]), now).unwrap();
+            let node = handshake.finish(&accepted.message, Drbg::new([4; 32])).unwrap();
+            let server =
+                Orchestrator::new(Pure, accepted.session, accepted.caller, terms, Drbg::new([5; 32]), now);
+            Self { node, server, now, events: Vec::new(), closed: None }
+        }
+
+        /// Gives the server an input and opens what it sends.
+        fn input(&mut self, input: Input) -> Vec<(FrameType, Vec<u8>)> {
+            self.server.handle_input(self.now, input);
+            let mut sent = Vec::new();
+            loop {
+                match self.server.poll_output() {
+                    Output::Wait(_) => return sent,
+                    Output::Send(mut frame) => {
+                        let (kind, plaintext) = self.node.open(&mut frame).unwrap();
+                        sent.push((kind, plaintext.to_vec()));
+                    }
+                    Output::Close { code, reason } => self.closed = Some((code, reason)),
+                    Output::Event(event) => self.events.push(event),
+                }
+            }
+        }
+
+        fn say(&mut self, plaintext: FrameBuf) -> Vec<Message> {
+            let frame = self.node.seal(FrameType::Data, plaintext);
+            self.input(Input::Binary(frame)).iter().map(|(_, p)| Message::parse(p).unwrap()).collect()
+        }
+
+        fn hello(&mut self) -> Vec<Message> {
+            let mode = self.server.caller().mode;
+            let hello = Hello {
+                mode,
+                node_id: Some("n1".to_string()),
+                candidate_id: None,
+                public_key_pem: String::new(),
+                version: "1".to_string(),
+            };
+            self.say(hello.encode(1))
+        }
+
+        fn after(&mut self, seconds: u64) {
+            self.now.monotonic += Duration::from_secs(seconds);
+            self.now.unix += Duration::from_secs(seconds);
+        }
+    }
+
+    fn integrity_payload(now: Now) -> Value {
+        let identity = Identity::from_seed(Pure, &NODE_SEED);
+        let mut payload = serde_json::json!({
+            "product": "consensus-node", "version": "1", "runtime": "bun", "platform": "linux-x64",
+            "node_public_key_pem": identity.public_key_pem(), "timestamp": now.unix_seconds(), "nonce": "00",
+            "manifest": Manifest::of_this_release("1", "c", "linux-x64"),
+        });
+        payload["signature"] =
+            Value::from(identity.sign(canonical::without(&payload, "signature").as_bytes()));
+        payload
+    }
+
+    /// A result that passes, for each action.
+    fn good_result(request: &EvalRequest, now: Now) -> Value {
+        match request.action.as_str() {
+            "integrity" => integrity_payload(now),
+            "benchmark_system" => serde_json::json!({ "total_memory_bytes": 1u64 << 30 }),
+            "benchmark_event_loop" => serde_json::json!({ "ns_per_op": { "p99": 3000 } }),
+            "benchmark_memory_pressure" => serde_json::json!({ "success": true }),
+            "tunnel_echo" => {
+                serde_json::json!({ "ok": true, "echo": request.params.as_ref().unwrap()["payload"] })
+            }
+            _ => serde_json::json!({}),
+        }
+    }
+
+    /// Answers every action with what `result` gives, until the server asks for no more; what came last is given.
+    fn evaluate(
+        pair: &mut Pair,
+        result: impl Fn(&EvalRequest, Now) -> Result<Value, String>,
+    ) -> (Vec<String>, Vec<Message>) {
+        let mut asked = Vec::new();
+        let mut answer = pair.hello();
+        assert!(matches!(answer.remove(0), Message::Ready(_)));
+        while let [Message::EvalRequest(request)] = &answer[..] {
+            let request = request.clone();
+            asked.push(request.action.clone());
+            let outcome = result(&request, pair.now);
+            let response = EvalResponse {
+                reply_to: request.id,
+                action: request.action,
+                ok: outcome.is_ok(),
+                error: outcome.clone().err(),
+                result: outcome.ok(),
+            };
+            answer = pair.say(response.encode(1));
+        }
+        (asked, answer)
+    }
+
+    #[test]
+    fn a_good_node_is_asked_everything_in_order_and_offered_to_join() {
+        let mut pair = Pair::new(Mode::Eval, Terms::default());
+        let (asked, last) = evaluate(&mut pair, |request, now| Ok(good_result(request, now)));
+        assert_eq!(asked, BATTERY);
+        let [Message::JoinReady(ready)] = &last[..] else { panic!("{last:?}") };
+        let Some(Event::Offered(offer)) = pair.events.last().cloned() else { panic!("{:?}", pair.events) };
+        assert_eq!(base64::decode(&ready.nonce).unwrap(), offer.nonce);
+        let identity = Identity::from_seed(Pure, &NODE_SEED);
+        let signature = identity.sign(&offer.nonce);
+        let key = *identity.public_key();
+        assert_eq!(offer.verify(&Pure, &key, &signature, pair.now), Ok(()));
+        assert_eq!(offer.verify(&Pure, &[0; 32], &signature, pair.now), Err(OfferError::WrongKey));
+        assert_eq!(
+            offer.verify(&Pure, &key, &identity.sign(b"other"), pair.now),
+            Err(OfferError::BadSignature)
+        );
+        pair.after(601);
+        assert_eq!(offer.verify(&Pure, &key, &signature, pair.now), Err(OfferError::Expired));
+    }
+
+    #[test]
+    fn a_node_that_misses_a_threshold_is_asked_to_the_end_and_offered_nothing() {
+        type Spoil = fn(&mut Value);
+        let spoils: [(&str, Spoil); 4] = [
+            ("benchmark_system", |v| v["total_memory_bytes"] = Value::from(1)),
+            ("benchmark_event_loop", |v| v["ns_per_op"]["p99"] = Value::from(5.1e7)),
+            ("integrity", |v| v["nonce"] = Value::from("ff")),
+            ("tunnel_echo", |v| v["echo"] = Value::from("")),
+        ];
+        for (action, spoil) in spoils {
+            let mut pair = Pair::new(Mode::Eval, Terms::default());
+            let (asked, last) = evaluate(&mut pair, |request, now| {
+                let mut result = good_result(request, now);
+                if request.action == action {
+                    spoil(&mut result);
+                }
+                Ok(result)
+            });
+            assert_eq!(asked.len(), BATTERY.len());
+            assert!(last.is_empty(), "{action}");
+            let Some(Event::Judged { missed }) = pair.events.last() else { panic!() };
+            assert_eq!(missed.len(), 1, "{action}: {missed:?}");
+        }
+    }
+
+    #[test]
+    fn a_failed_or_unanswered_action_counts_as_missed() {
+        let mut pair = Pair::new(Mode::Eval, Terms::default());
+        let (asked, _) = evaluate(&mut pair, |_, _| Err("broken".to_string()));
+        assert_eq!(asked.len(), BATTERY.len());
+        let Some(Event::Judged { missed }) = pair.events.last() else { panic!() };
+        assert_eq!(missed.len(), BATTERY.len());
+
+        let mut pair = Pair::new(Mode::Eval, Terms::default());
+        pair.hello();
+        pair.after(31);
+        let next = pair.input(Input::Tick);
+        assert_eq!(next.len(), 1, "the next action is asked for");
+        assert!(matches!(&pair.events[1], Event::Evaluated { outcome: Err(_), .. }), "{:?}", pair.events);
+    }
+
+    fn request(id: &str) -> ProxyRequest {
+        ProxyRequest {
+            id: id.to_string(),
+            target_url: "http://a/".to_string(),
+            method: None,
+            headers: None,
+            body: None,
+            body_encoding: Default::default(),
+        }
+    }
+
+    #[test]
+    fn proxied_requests_are_matched_by_id_in_any_order_and_time_out() {
+        let mut pair = Pair::new(Mode::Control, Terms::default());
+        pair.hello();
+        for id in ["a", "b", "c"] {
+            assert_eq!(pair.input(Input::Proxy(request(id))).len(), 1);
+        }
+        pair.events.clear();
+        pair.say(error(1, Some("c"), "proxy_failed", "no"));
+        pair.say(encode_proxy_response(Some((1, "a")), 200, "OK", &[], b"body"));
+        pair.after(36);
+        pair.input(Input::Tick);
+        let seen: Vec<_> = pair
+            .events
+            .iter()
+            .map(|event| match event {
+                Event::Proxied { id, outcome } => (id.as_str(), outcome.is_ok()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(seen, [("c", false), ("a", true), ("b", false)]);
+    }
+
+    #[test]
+    fn pings_are_answered_and_bad_frames_are_told_without_ending_the_session() {
+        let mut pair = Pair::new(Mode::Control, Terms::default());
+        pair.hello();
+        let ping = pair.node.seal(FrameType::Ping, FrameBuf::with_capacity(0));
+        let again = ping.clone();
+        let pong = pair.input(Input::Binary(ping));
+        assert_eq!(pong.len(), 1);
+        assert_eq!(pong[0].0, FrameType::Pong);
+        for input in [
+            Input::Binary(again),
+            Input::Binary(Vec::new()),
+            Input::Text("?".to_string()),
+            Input::Text(base64::encode(b"no frame")),
+        ] {
+            let answer = pair.input(input);
+            assert!(String::from_utf8_lossy(&answer[0].1).contains("decode_failed"));
+            assert!(matches!(pair.events.last(), Some(Event::BadFrame(_))));
+        }
+        assert_eq!(pair.closed, None);
+        let close = pair.node.seal(FrameType::Close, FrameBuf::with_capacity(0));
+        pair.input(Input::Binary(close));
+        assert_eq!(pair.closed.as_ref().map(|(code, _)| *code), Some(1000));
+        assert!(pair.input(Input::Ping).is_empty(), "nothing is sent after the close");
+    }
+
+    #[test]
+    fn a_node_that_does_not_introduce_itself_is_let_go() {
+        let mut pair = Pair::new(Mode::Control, Terms::default());
+        pair.after(11);
+        pair.input(Input::Tick);
+        assert_eq!(pair.closed.as_ref().map(|(code, _)| *code), Some(1008));
+        let mut pair = Pair::new(Mode::Control, Terms::default());
+        pair.say(Ack { reply_to: "x".to_string() }.encode(1));
+        assert_eq!(pair.closed.as_ref().map(|(code, _)| *code), Some(1008));
+    }
+}
