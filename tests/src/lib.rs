@@ -1,0 +1,7 @@
+//! A complete local Consensus network, for people who want to see a node at work and for tests that need one.
+//!
+//! It is made of `consensus_core::peer` (the protocol), smol (the runtime) and async-h1 (HTTP): another HTTP
+//! implementation than the node's own, so that the two check each other. It is no server for strangers.
+#![forbid(unsafe_code)]
+
+pub mod conn;
