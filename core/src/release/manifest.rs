@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::crypto::Crypto;
 use crate::text::printable;
-use crate::wire::canonical;
+use crate::wire::{canonical, hex};
 
 /// The product every manifest of this network is of.
 pub const PRODUCT: &str = "consensus-node";
@@ -66,19 +66,7 @@ impl Capabilities {
 /// The hash of a list of routes: `sha256:` and the hex of SHA-256 over its canonical JSON.
 pub fn routes_hash<C: Crypto>(crypto: &C, routes: &[&str]) -> String {
     let list = Value::from(routes);
-    format!("sha256:{}", hex(&crypto.sha256(&[canonical::to_canonical(&list).as_bytes()])))
-}
-
-/// Lower-case hex.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        for nibble in [byte >> 4, byte & 0xf] {
-            out.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
-        }
-    }
-    out
+    format!("sha256:{}", hex::encode(&crypto.sha256(&[canonical::to_canonical(&list).as_bytes()])))
 }
 
 /// The network's name of an operating system or a processor, given Rust's (`std::env::consts`). Names that the
