@@ -1,12 +1,14 @@
 //! What a shell's runtime gives to the part that both shells share.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use consensus_core::crypto::pure::Pure;
 use consensus_core::io::{Fetch, FetchError, Finish, Response};
 use consensus_core::node::Node;
+
+use crate::log::Log;
+use crate::state_dir::StateDir;
 
 /// The crypto provider that the shells run.
 pub type Provider = Pure;
@@ -14,16 +16,16 @@ pub type Provider = Pure;
 /// Everything a runtime needs beside the node itself.
 #[derive(Debug, Clone)]
 pub struct Environment {
-    /// Where the state files are.
-    pub state_dir: PathBuf,
+    /// Where the state files are; [`effects`](crate::effects) writes them.
+    pub state_dir: StateDir,
     /// TLS settings for every outgoing connection.
     pub tls: Arc<rustls::ClientConfig>,
     /// Whether strangers may reach addresses that are not globally reachable (labs only).
     pub allow_private_targets: bool,
-    /// Where the local API listens, if it does.
+    /// Where the local API listens, if it does. Port 0 is any free one: the runtime logs the address it got.
     pub listen: Option<SocketAddr>,
     /// Where events go.
-    pub log: crate::log::Log,
+    pub log: Log,
 }
 
 /// A way to run a node. Each shell has one.
@@ -34,7 +36,7 @@ pub trait Runtime {
     const SHELL: &'static str;
 
     /// Drives `node` to its end: carries out every output, feeds every input, ends on SIGTERM and SIGINT through
-    /// `Input::Stop`.
+    /// `Input::Stop`. The time of every input is [`system::now`](crate::system::now): the node was made with it.
     ///
     /// # Errors
     /// What keeps the node from running at all, such as an address in use; one line that names the thing.
