@@ -1,17 +1,28 @@
 //! The node as one machine: routes inputs to the machine they belong to, and has no protocol rule of its own.
 
-use alloc::collections::VecDeque;
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
+use core::fmt;
 
 use zeroize::Zeroizing;
 
-use crate::crypto::Crypto;
-use crate::io::{Input, Output};
+use crate::api::{self, Api};
+use crate::control::{self, Control};
+use crate::crypto::identity::Identity;
+use crate::crypto::{Crypto, Drbg};
+use crate::eval::{self, Eval};
+use crate::event::Event;
+use crate::io::{Audience, EffectId, EffectResult, Finish, Input, LocalId, LocalRequest, Outcome, Output};
 use crate::limits::Limits;
+use crate::outbox::Outbox;
 use crate::release::manifest::Manifest;
 use crate::state::Registration;
-use crate::time::Now;
+use crate::text::printable;
+use crate::time::{Deadline, Now};
 use crate::tunnel::Mode;
+use crate::tunnel::connection::{self, Happening, Tunnel};
+use crate::tunnel::down::Down;
+use crate::wire::frame::FrameBuf;
+use crate::wire::message::{self, Message};
 
 /// What a node is told once, at its start.
 #[derive(Debug, Clone)]
@@ -26,35 +37,335 @@ pub struct Config {
     pub identity_seed: Zeroizing<[u8; 32]>,
     /// An operator's own name for this candidate, told to the server.
     pub candidate_id: Option<String>,
-    /// `config.json`, where the node is registered. Mode `Control` needs it.
+    /// `config.json`, where the node is registered. [`Mode::Control`] needs it.
     pub registration: Option<Registration>,
     /// The manifest of the running release.
     pub manifest: Manifest,
     /// Bounds.
     pub limits: Limits,
+    /// Whether strangers may have addresses fetched that are not globally reachable. For labs alone.
+    pub allow_private_targets: bool,
 }
 
 /// The node.
 pub struct Node<C: Crypto> {
-    crypto: C,
-    outputs: VecDeque<Output>,
+    identity: Identity<C>,
+    manifest: Manifest,
+    registration: Option<Registration>,
+    rng: Drbg,
+    out: Outbox,
+    started: Now,
+    now: Now,
+    tunnel: Option<Tunnel<C>>,
+    eval: Eval,
+    control: Option<Control>,
+    api: Api,
+    phase: Phase,
+}
+
+/// What the evaluation needs of its node. A macro, because it borrows some fields while others are in use.
+macro_rules! eval_context {
+    ($node:ident) => {
+        eval::Context {
+            now: $node.now,
+            identity: &$node.identity,
+            manifest: &$node.manifest,
+            rng: &mut $node.rng,
+            out: &mut $node.out,
+        }
+    };
+}
+
+/// How far the life of a node has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No input yet.
+    New,
+    Running,
+    /// `Finish` was given: nothing happens any more.
+    Finished,
+}
+
+impl<C: Crypto> fmt::Debug for Node<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("identity", &self.identity)
+            .field("tunnel", &self.tunnel)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<C: Crypto> Node<C> {
-    /// A node that has done nothing yet. `seed` is 32 bytes of the system's randomness.
+    /// A node that has done nothing yet: its first input sets it going. `seed` is 32 bytes of the system's
+    /// randomness.
     pub fn new(config: Config, crypto: C, seed: [u8; 32], now: Now) -> Self {
-        let _ = (config, seed, now);
-        Self { crypto, outputs: VecDeque::new() }
+        let identity = Identity::from_seed(crypto.clone(), &config.identity_seed);
+        let audience = if config.allow_private_targets { Audience::Operator } else { Audience::Stranger };
+        let node_id = config.registration.as_ref().map(|registration| registration.node_id.clone());
+        let tunnel = config.mode.map(|mode| {
+            let settings = connection::Settings {
+                url: config.tunnel_url,
+                mode,
+                server_key: config.server_key,
+                node_id: node_id.clone(),
+                candidate_id: config.candidate_id,
+                release_version: config.manifest.version.clone(),
+                ping_interval: config.limits.ping_interval,
+                silence_limit: config.limits.silence_limit,
+            };
+            Tunnel::new(crypto, settings)
+        });
+        let control = (config.mode == Some(Mode::Control))
+            .then(|| Control::new(node_id.unwrap_or_default(), audience, config.limits.clone(), now));
+        Self {
+            identity,
+            manifest: config.manifest,
+            registration: config.registration,
+            rng: Drbg::new(seed),
+            out: Outbox::default(),
+            started: now,
+            now,
+            tunnel,
+            eval: Eval::new(config.mode.unwrap_or(Mode::Control)),
+            control,
+            api: Api::new(audience, config.limits),
+            phase: Phase::New,
+        }
     }
 
-    /// Never fails: a bad peer, a lost socket, a failed effect are inputs, and what follows is an output.
+    /// Takes one input. Never fails: a bad peer, a lost socket, a failed effect are inputs, and what follows is an
+    /// output.
     pub fn handle_input(&mut self, now: Now, input: Input) {
-        let _ = (now, input, &self.crypto);
+        self.now = now;
+        if self.phase == Phase::New {
+            self.start();
+        }
+        if self.phase == Phase::Finished {
+            return;
+        }
+        match input {
+            Input::Tick => {}
+            Input::LinkOpened { link } => self.with_tunnel(|tunnel, context| {
+                tunnel.handle_opened(context, link);
+                None
+            }),
+            Input::LinkBinary { link, data } => {
+                self.with_tunnel(|tunnel, context| tunnel.handle_binary(context, link, data));
+            }
+            Input::LinkText { link, text } => {
+                self.with_tunnel(|tunnel, context| tunnel.handle_text(context, link, text));
+            }
+            Input::LinkEnded { link, end } => {
+                self.with_tunnel(|tunnel, context| tunnel.handle_ended(context, link, &end));
+            }
+            Input::Done { effect, result } => self.handle_done(effect, result),
+            Input::Local { id, request } => self.handle_local(id, &request),
+            Input::Stop => self.stop(),
+        }
+        self.handle_time();
     }
 
-    /// The next thing to do. Drain until [`Output::Wait`].
+    /// The next thing to do. Drain until [`Output::Wait`], which says when to come back at the latest.
     #[must_use]
     pub fn poll_output(&mut self) -> Output {
-        self.outputs.pop_front().unwrap_or(Output::Wait(None))
+        self.out.pop().unwrap_or_else(|| Output::Wait(self.deadline()))
+    }
+
+    fn start(&mut self) {
+        self.phase = Phase::Running;
+        if self.control.is_some() && self.registration.is_none() {
+            let message = "this node is not registered: run `eval`, then `register`".to_string();
+            self.finish(Finish { outcome: Outcome::NotRegistered, message });
+            return;
+        }
+        self.with_tunnel(|tunnel, context| {
+            tunnel.open(context);
+            None
+        });
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        if self.phase != Phase::Running {
+            return None;
+        }
+        [
+            self.tunnel.as_ref().and_then(Tunnel::deadline),
+            self.eval.deadline(),
+            self.control.as_ref().and_then(Control::deadline),
+            self.api.deadline(),
+        ]
+        .into_iter()
+        .fold(None, Deadline::earlier)
+    }
+
+    /// Everything that is due. Each round moves at least one deadline on, and a machine has a bounded number of
+    /// them, so this ends.
+    fn handle_time(&mut self) {
+        while self.phase == Phase::Running
+            && self.deadline().is_some_and(|deadline| deadline.is_due(self.now))
+        {
+            self.with_tunnel(Tunnel::handle_time);
+            let next = self.eval.handle_time(&mut eval_context!(self));
+            self.after_eval(next);
+            if let Some(control) = &mut self.control {
+                let answer = control.handle_time(self.now, &mut self.out);
+                self.send(answer);
+            }
+            self.api.handle_time(self.now, &mut self.out);
+        }
+    }
+
+    fn with_tunnel(
+        &mut self,
+        act: impl FnOnce(&mut Tunnel<C>, &mut connection::Context<'_, C>) -> Option<Happening>,
+    ) {
+        let Some(tunnel) = &mut self.tunnel else { return };
+        let mut context = connection::Context {
+            now: self.now,
+            identity: &self.identity,
+            rng: &mut self.rng,
+            out: &mut self.out,
+        };
+        match act(tunnel, &mut context) {
+            None => {}
+            Some(Happening::Ready) => self.handle_ready(),
+            Some(Happening::Message(message)) => self.handle_message(message),
+            Some(Happening::Down(down)) => self.handle_down(down),
+        }
+    }
+
+    fn handle_ready(&mut self) {
+        self.eval.start(self.now);
+        if let Some(control) = &mut self.control {
+            let heartbeat = control.start(self.now, &mut self.out);
+            self.send(Some(heartbeat));
+        }
+    }
+
+    fn handle_down(&mut self, down: Down) {
+        self.eval.stop(&mut self.out);
+        match &mut self.control {
+            Some(control) => control.stop(&mut self.out),
+            None => {
+                let finish = self.eval.finish_unadmitted(&mut self.out, down.outcome, &down.reason);
+                self.finish(finish);
+            }
+        }
+    }
+
+    fn handle_message(&mut self, message: Message) {
+        let (now, out) = (self.now, &mut self.out);
+        let seconds = now.unix_seconds();
+        let answer = match (message, &mut self.control) {
+            (Message::EvalRequest(request), Some(_)) if !eval::is_allowed_in_control(&request.action) => {
+                let text = "a registered node is not evaluated anew";
+                Some(message::error(seconds, Some(&request.id), "eval_action_not_allowed", text))
+            }
+            (Message::EvalRequest(request), _) => {
+                let next = self.eval.handle_request(&mut eval_context!(self), request);
+                return self.after_eval(next);
+            }
+            (Message::JoinReady(join), _) => {
+                let saved = self.eval.handle_join_ready(&mut eval_context!(self), join);
+                saved.err().map(|reason| message::error(seconds, None, "join_failed", &reason))
+            }
+            (Message::ErrorMessage(error), _) => {
+                let (code, message) = (printable(&error.code), printable(&error.message));
+                out.event(Event::ServerError { code, message });
+                None
+            }
+            (Message::HttpRequest(request), _) => {
+                let text = "http_request is reserved";
+                Some(message::error(seconds, request.id.as_deref(), "unsupported", text))
+            }
+            (Message::ProxyRequest(request), Some(control)) => {
+                control.handle_proxy_request(now, out, request)
+            }
+            (Message::StreamOpen(open), Some(_)) => {
+                out.event(Event::Unsupported { what: "a stream".to_string() });
+                let text = "this release opens no streams";
+                Some(message::error(seconds, Some(&open.stream_id), "unsupported_stream_target", text))
+            }
+            // Data that crossed with the refusal above.
+            (Message::StreamData(_) | Message::StreamClose(_), Some(_)) => None,
+            (Message::UpdatePrepare(request), Some(_)) => {
+                Some(control::update_prepare(now, out, &self.manifest, request))
+            }
+            (Message::UpdateApply(request), Some(_)) => Some(control::update_apply(now, request)),
+            (Message::Ack(_), _) => None,
+            (message, _) => {
+                let text = ["a node does not take a message of type ", message.kind(), " here"].concat();
+                Some(message::error(seconds, None, "unsupported", &text))
+            }
+        };
+        self.send(answer);
+    }
+
+    fn handle_done(&mut self, effect: EffectId, result: EffectResult) {
+        if self.eval.owns(effect) {
+            let next = self.eval.handle_done(&mut eval_context!(self), effect, result);
+            self.after_eval(next);
+        } else if self.api.owns(effect) {
+            self.api.handle_done(self.now, &mut self.out, effect, result);
+        } else if let Some(control) = self.control.as_mut().filter(|control| control.owns(effect)) {
+            let answer = control.handle_done(self.now, &mut self.out, effect, result);
+            self.send(answer);
+        }
+    }
+
+    fn handle_local(&mut self, id: LocalId, request: &LocalRequest) {
+        let mut context = api::Context {
+            now: self.now,
+            started: self.started,
+            identity: &self.identity,
+            manifest: &self.manifest,
+            registration: self.registration.as_ref(),
+            rng: &mut self.rng,
+            out: &mut self.out,
+        };
+        self.api.handle_request(&mut context, id, request);
+    }
+
+    fn after_eval(&mut self, next: Option<eval::Next>) {
+        match next {
+            None => {}
+            Some(eval::Next::Send(answer)) => self.send(Some(answer)),
+            Some(eval::Next::Finish(finish)) => {
+                if let Some(tunnel) = &mut self.tunnel {
+                    tunnel.close(&mut self.out, 1000, "eval complete");
+                }
+                self.finish(finish);
+            }
+        }
+    }
+
+    fn send(&mut self, answer: Option<FrameBuf>) {
+        if let (Some(tunnel), Some(answer)) = (&mut self.tunnel, answer) {
+            tunnel.send(&mut self.out, answer);
+        }
+    }
+
+    fn stop(&mut self) {
+        self.out.event(Event::Stopping);
+        self.eval.stop(&mut self.out);
+        if let Some(control) = &mut self.control {
+            control.stop(&mut self.out);
+        }
+        let is_eval = self.tunnel.is_some() && self.control.is_none();
+        if let Some(tunnel) = &mut self.tunnel {
+            tunnel.close(&mut self.out, 1000, if is_eval { "eval stopped" } else { "control stopped" });
+        }
+        self.finish(if is_eval {
+            let message = "stopped by the operator before the evaluation was over".to_string();
+            Finish { outcome: Outcome::Internal, message }
+        } else {
+            Finish { outcome: Outcome::Done, message: "stopped by the operator".to_string() }
+        });
+    }
+
+    fn finish(&mut self, finish: Finish) {
+        self.phase = Phase::Finished;
+        self.out.finish(finish);
     }
 }

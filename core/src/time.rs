@@ -1,5 +1,7 @@
 //! Time as the core sees it: handed in with every input, never read.
 
+use alloc::format;
+use alloc::string::String;
 use core::fmt;
 use core::time::Duration;
 
@@ -100,5 +102,54 @@ impl fmt::Display for Reason {
             Self::ProxyRequest => "proxied request",
             Self::LocalRequest => "local request",
         })
+    }
+}
+
+/// A unix time as ISO 8601 with milliseconds, in UTC: `2026-11-23T22:00:00.000Z`. Past the year 9999 it stays there.
+#[must_use]
+pub fn iso8601(unix: Duration) -> String {
+    const LAST: u64 = 253_402_300_799; // 9999-12-31T23:59:59Z
+    let (seconds, millis) =
+        if unix.as_secs() > LAST { (LAST, 999) } else { (unix.as_secs(), unix.subsec_millis()) };
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days since 0000-03-01, so that a leap day is the last of its year; 400 years are one cycle.
+    let days = days + 719_468;
+    let (cycle, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = cycle * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399, "2000-02-28T23:59:59.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (951_868_800, "2000-03-01T00:00:00.000Z"),
+            (1_795_391_521, "2026-11-22T23:52:01.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+            (u64::MAX, "9999-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(iso8601(Duration::from_secs(seconds)), expected);
+        }
+        assert_eq!(iso8601(Duration::from_millis(1)), "1970-01-01T00:00:00.001Z");
+    }
+
+    #[test]
+    fn the_earlier_deadline_wins() {
+        let at = |seconds| Some(Deadline { at: Duration::from_secs(seconds), reason: Reason::Ping });
+        assert_eq!(Deadline::earlier(at(2), at(1)), at(1));
+        assert_eq!(Deadline::earlier(at(2), None), at(2));
+        assert_eq!(Deadline::earlier(None, None), None);
     }
 }

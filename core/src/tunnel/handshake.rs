@@ -15,6 +15,7 @@ use crate::crypto::{Crypto, Drbg, Point, constant_time_eq};
 use crate::limits::MAX_HANDSHAKE;
 use crate::text::printable;
 use crate::time::Now;
+use crate::wire::message::seconds;
 use crate::wire::{base64, canonical};
 
 /// The `protocol` of every handshake message.
@@ -242,16 +243,6 @@ impl<C: Crypto> Handshake<C> {
         }
         Ok(Session::new(self.crypto, keys, Role::Client, nonces))
     }
-}
-
-/// A peer's timestamp as whole seconds; anything that is none becomes the nearest that is.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "`as` saturates, which is what is wanted"
-)]
-pub(crate) fn seconds(timestamp: f64) -> u64 {
-    timestamp as u64
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! The tunnel: one encrypted session with the server over a WebSocket (protocol.md sections 2 to 4).
 
+pub(crate) mod connection;
+pub(crate) mod down;
 pub mod handshake;
+pub(crate) mod reconnect;
 pub mod session;
 
 use core::fmt;

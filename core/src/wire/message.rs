@@ -5,6 +5,7 @@
 //! [`peer`](crate::peer) writes.
 
 use alloc::borrow::Cow;
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -16,7 +17,7 @@ use serde_json::Value;
 
 use super::frame::FrameBuf;
 use crate::limits::MAX_ID;
-use crate::release::manifest::Manifest;
+use crate::release::manifest::{Capabilities, Manifest};
 use crate::text::printable;
 use crate::tunnel::Mode;
 
@@ -186,6 +187,7 @@ messages! {
         /// To be signed as raw bytes; base64url.
         nonce: String,
         /// Unix seconds.
+        #[serde(deserialize_with = "whole_seconds")]
         expires_at: u64,
     }
     /// The node lives and serves.
@@ -195,7 +197,7 @@ messages! {
         /// Of the process.
         uptime_seconds: u64,
         /// What it can do.
-        capabilities: Value,
+        capabilities: Capabilities,
         /// Proxied requests under way.
         active_requests: usize,
         /// Streams open.
@@ -279,7 +281,7 @@ messages! {
         /// Names the update.
         update_id: String,
         /// The release.
-        manifest: Manifest,
+        manifest: Box<Manifest>,
     }
     /// The release is downloaded and verified.
     UpdateReady = "update_ready" {
@@ -379,6 +381,21 @@ impl Message {
     }
 }
 
+/// A time that the peer may write as a whole number or not.
+fn whole_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    f64::deserialize(deserializer).map(seconds)
+}
+
+/// A peer's timestamp as whole seconds; what is none becomes the nearest that is.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, which is what is wanted"
+)]
+pub(crate) const fn seconds(timestamp: f64) -> u64 {
+    timestamp as u64
+}
+
 /// The member of a parse error, without the peer's own text running on for ever.
 fn detail(error: &serde_json::Error) -> String {
     printable(&error.to_string())
@@ -447,7 +464,7 @@ pub fn encode_proxy_response(
 
 /// Header fields as the wire has them: one string a name, names in lower case, values of one name joined with a
 /// comma (RFC 9110, 5.3).
-fn joined_headers(headers: &[(String, String)]) -> BTreeMap<String, String> {
+pub(crate) fn joined_headers(headers: &[(String, String)]) -> BTreeMap<String, String> {
     let mut out: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in headers {
         let joined = out.entry(name.to_ascii_lowercase()).or_default();

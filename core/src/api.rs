@@ -1,0 +1,402 @@
+//! The local API (protocol.md section 14): requests in, responses or effects out.
+//!
+//! It listens on loopback by default and has no password, so what a web page could make a browser send is refused:
+//! a request whose `Host` is a name that is not this node's (DNS rebinding), and one that changes or starts
+//! something with a foreign `Origin`.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+use core::net::{Ipv4Addr, Ipv6Addr};
+use core::str::FromStr as _;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::crypto::identity::Identity;
+use crate::crypto::{Crypto, Drbg};
+use crate::eval;
+use crate::guard;
+use crate::io::{
+    Audience, Effect, EffectId, EffectResult, FetchError, FetchErrorKind, LocalId, LocalRequest,
+    LocalResponse, Measurement, Output, Response,
+};
+use crate::limits::{LOCAL_TIMEOUT, Limits, MAX_LOCAL_REQUESTS, PROXY_TIMEOUT};
+use crate::outbox::Outbox;
+use crate::release::integrity;
+use crate::release::manifest::{Capabilities, Manifest};
+use crate::state::Registration;
+use crate::time::{Deadline, Now, Reason, iso8601};
+use crate::wire::base64;
+
+/// What the API needs of the node it speaks for.
+pub(crate) struct Context<'a, C: Crypto> {
+    pub(crate) now: Now,
+    pub(crate) started: Now,
+    pub(crate) identity: &'a Identity<C>,
+    pub(crate) manifest: &'a Manifest,
+    pub(crate) registration: Option<&'a Registration>,
+    pub(crate) rng: &'a mut Drbg,
+    pub(crate) out: &'a mut Outbox,
+}
+
+/// A request that waits for an effect.
+#[derive(Debug)]
+struct Pending {
+    id: LocalId,
+    asked: Now,
+    until: Deadline,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Proxy,
+    /// The measurements still to come, and those that came, each by the name it has in the answer; without a name
+    /// the answer is the one result itself.
+    Measure {
+        name: Option<&'static str>,
+        rest: VecDeque<(&'static str, Measurement)>,
+        results: Map<String, Value>,
+    },
+}
+
+/// The local API's own state.
+#[derive(Debug)]
+pub(crate) struct Api {
+    audience: Audience,
+    limits: Limits,
+    pending: BTreeMap<EffectId, Pending>,
+}
+
+/// The body of `POST /proxy`.
+#[derive(Deserialize)]
+struct ProxyBody {
+    target_url: Option<String>,
+    method: Option<String>,
+    headers: Option<BTreeMap<String, String>>,
+    body: Option<Value>,
+}
+
+impl Api {
+    pub(crate) fn new(audience: Audience, limits: Limits) -> Self {
+        Self { audience, limits, pending: BTreeMap::new() }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Deadline> {
+        self.pending.values().map(|pending| pending.until).min_by_key(|until| until.at)
+    }
+
+    /// Whether the effect is one of this machine's.
+    pub(crate) fn owns(&self, effect: EffectId) -> bool {
+        self.pending.contains_key(&effect)
+    }
+
+    /// Whether a measurement is under way, which another one would disturb.
+    pub(crate) fn is_measuring(&self) -> bool {
+        self.pending.values().any(|pending| matches!(pending.work, Work::Measure { .. }))
+    }
+
+    /// A request came.
+    pub(crate) fn handle_request<C: Crypto>(
+        &mut self,
+        context: &mut Context<'_, C>,
+        id: LocalId,
+        request: &LocalRequest,
+    ) {
+        match self.route(context, id, request) {
+            Ok(None) => {}
+            Ok(Some(value)) => respond(context.out, id, 200, &value),
+            Err((status, error, message)) => {
+                respond(context.out, id, status, &json!({"error": error, "message": message}));
+            }
+        }
+    }
+
+    /// An effect of this machine ended.
+    pub(crate) fn handle_done(&mut self, now: Now, out: &mut Outbox, effect: EffectId, result: EffectResult) {
+        let Some(pending) = self.pending.remove(&effect) else { return };
+        let Pending { id, asked, until, work } = pending;
+        match (work, result) {
+            (Work::Proxy, EffectResult::Fetched(Ok(response))) => {
+                respond(out, id, 200, &proxied(now, asked, response));
+            }
+            (Work::Proxy, EffectResult::Fetched(Err(error))) => {
+                let (status, code) = fetch_status(&error);
+                respond(out, id, status, &json!({"error": code, "message": error.detail}));
+            }
+            (Work::Measure { name: None, .. }, EffectResult::Measured(Ok(report))) => {
+                respond(out, id, 200, &report.to_json());
+            }
+            (
+                Work::Measure { name: Some(name), mut rest, mut results },
+                EffectResult::Measured(Ok(report)),
+            ) => {
+                results.insert(name.to_string(), report.to_json());
+                match rest.pop_front() {
+                    None => respond(out, id, 200, &Value::Object(results)),
+                    Some((name, measurement)) => {
+                        let work = Work::Measure { name: Some(name), rest, results };
+                        let effect = out.perform(Effect::Measure(measurement));
+                        self.pending.insert(effect, Pending { id, asked, until, work });
+                    }
+                }
+            }
+            (Work::Measure { .. }, EffectResult::Measured(Err(reason))) => {
+                respond(out, id, 500, &json!({"error": "measurement_failed", "message": reason}));
+            }
+            (Work::Proxy | Work::Measure { .. }, _) => {
+                respond(
+                    out,
+                    id,
+                    500,
+                    &json!({"error": "internal", "message": "an effect of the wrong kind"}),
+                );
+            }
+        }
+    }
+
+    /// What is due: requests whose time is up.
+    pub(crate) fn handle_time(&mut self, now: Now, out: &mut Outbox) {
+        let due = |(id, pending): (&EffectId, &Pending)| pending.until.is_due(now).then_some(*id);
+        let due: Vec<EffectId> = self.pending.iter().filter_map(due).collect();
+        for effect in due {
+            if let Some(pending) = self.pending.remove(&effect) {
+                out.push(Output::Cancel { id: effect });
+                let body = json!({"error": "timeout", "message": "the request took too long"});
+                respond(out, pending.id, 504, &body);
+            }
+        }
+    }
+
+    fn route<C: Crypto>(
+        &mut self,
+        context: &mut Context<'_, C>,
+        id: LocalId,
+        request: &LocalRequest,
+    ) -> Result<Option<Value>, (u16, &'static str, String)> {
+        check_host(request, context.registration)?;
+        let path = request.target.split(['?', '#']).next().unwrap_or_default();
+        let wanted = match path {
+            "/health" | "/node/version" | "/node/manifest" | "/node/integrity" | "/node/capabilities"
+            | "/benchmark/system" | "/connect" => "GET",
+            "/benchmark/cpu"
+            | "/benchmark/crypto"
+            | "/benchmark/memory"
+            | "/benchmark/event-loop"
+            | "/benchmark/memory-pressure"
+            | "/benchmark/all"
+            | "/proxy" => "POST",
+            _ => return Err((404, "not_found", "there is nothing at this path".to_string())),
+        };
+        if request.method != wanted {
+            return Err((405, "method_not_allowed", ["this path takes ", wanted].concat()));
+        }
+        check_origin(request)?;
+        let measure = |measurement| (None, VecDeque::new(), measurement);
+        let (name, rest, measurement) = match path {
+            "/health" => return Ok(Some(health(context))),
+            "/node/version" => return Ok(Some(version(context.manifest))),
+            "/node/manifest" => return Ok(Some(json!(context.manifest))),
+            "/node/integrity" => {
+                return Ok(Some(json!(integrity::build(
+                    context.identity,
+                    context.manifest,
+                    context.now,
+                    context.rng
+                ))));
+            }
+            "/node/capabilities" => return Ok(Some(json!(Capabilities::ALL))),
+            "/connect" => {
+                let message = "this release does not serve the data plane here".to_string();
+                return Err((501, "not_available", message));
+            }
+            "/proxy" => return self.proxy(context, id, request).map(|()| None),
+            "/benchmark/system" => measure(Measurement::System),
+            "/benchmark/cpu" => measure(Measurement::Cpu),
+            "/benchmark/crypto" => measure(Measurement::Crypto),
+            "/benchmark/memory" => measure(Measurement::Memory),
+            "/benchmark/event-loop" => measure(Measurement::EventLoop),
+            "/benchmark/memory-pressure" => measure(memory_pressure(&request.body)?),
+            _ => (
+                Some("system"),
+                VecDeque::from([
+                    ("cpu", Measurement::Cpu),
+                    ("crypto", Measurement::Crypto),
+                    ("memory", Measurement::Memory),
+                    ("event_loop", Measurement::EventLoop),
+                ]),
+                Measurement::System,
+            ),
+        };
+        if self.is_measuring() {
+            return Err((409, "busy", "another measurement is under way".to_string()));
+        }
+        let work = Work::Measure { name, rest, results: Map::new() };
+        self.wait(context, id, Effect::Measure(measurement), work)?;
+        Ok(None)
+    }
+
+    fn proxy<C: Crypto>(
+        &mut self,
+        context: &mut Context<'_, C>,
+        id: LocalId,
+        request: &LocalRequest,
+    ) -> Result<(), (u16, &'static str, String)> {
+        let bad = |message: String| (400, "bad_request", message);
+        let body: ProxyBody =
+            serde_json::from_slice(&request.body).map_err(|error| bad(error.to_string()))?;
+        let url = body.target_url.ok_or_else(|| bad("target_url is missing".to_string()))?;
+        let data = match body.body {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text.into_bytes()),
+            Some(value) => Some(value.to_string().into_bytes()),
+        };
+        let request = guard::Request {
+            url: &url,
+            method: body.method.as_deref(),
+            headers: body.headers.unwrap_or_default().into_iter().collect(),
+            body: data,
+        };
+        let fetch = guard::fetch(request, self.audience, PROXY_TIMEOUT, self.limits.max_response_body);
+        let (_, fetch) = fetch.map_err(|refused| match refused {
+            guard::Refused::NotPublic => (403, "forbidden_target", refused.to_string()),
+            _ => bad(refused.to_string()),
+        })?;
+        self.wait(context, id, Effect::Fetch(fetch), Work::Proxy)
+    }
+
+    fn wait<C: Crypto>(
+        &mut self,
+        context: &mut Context<'_, C>,
+        id: LocalId,
+        effect: Effect,
+        work: Work,
+    ) -> Result<(), (u16, &'static str, String)> {
+        if self.pending.len() >= MAX_LOCAL_REQUESTS {
+            return Err((503, "busy", "too many requests are under way".to_string()));
+        }
+        let until = context.now.deadline(LOCAL_TIMEOUT, Reason::LocalRequest);
+        let effect = context.out.perform(effect);
+        self.pending.insert(effect, Pending { id, asked: context.now, until, work });
+        Ok(())
+    }
+}
+
+fn memory_pressure(body: &[u8]) -> Result<Measurement, (u16, &'static str, String)> {
+    let params = if body.trim_ascii().is_empty() { Ok(Value::Null) } else { serde_json::from_slice(body) };
+    let params = params.map_err(|error| (400, "bad_request", error.to_string()))?;
+    eval::memory_pressure(&params).map_err(|message| (400, "bad_request", message))
+}
+
+/// A name in `Host` must be this node's: any other was made to point here by somebody else.
+fn check_host(
+    request: &LocalRequest,
+    registration: Option<&Registration>,
+) -> Result<(), (u16, &'static str, String)> {
+    let Some(host) = request.header("host").map(host_of) else {
+        return Ok(()); // HTTP/1.0, which no browser speaks.
+    };
+    let own = registration.and_then(|registration| registration.domain.as_deref());
+    let is_address = Ipv4Addr::from_str(host).is_ok()
+        || host
+            .strip_prefix('[')
+            .and_then(|h| h.strip_suffix(']'))
+            .is_some_and(|h| Ipv6Addr::from_str(h).is_ok());
+    if is_address
+        || host.eq_ignore_ascii_case("localhost")
+        || own.is_some_and(|own| host.eq_ignore_ascii_case(own))
+    {
+        return Ok(());
+    }
+    Err((
+        421,
+        "wrong_host",
+        "this API answers to an address, to localhost and to the node's own domain".to_string(),
+    ))
+}
+
+/// A browser names the page that asks in `Origin`. Whatever comes from another site is not the operator's wish.
+fn check_origin(request: &LocalRequest) -> Result<(), (u16, &'static str, String)> {
+    let Some(origin) = request.header("origin") else { return Ok(()) };
+    let site = origin.split_once("://").map(|(_, rest)| rest);
+    if site.is_some() && site == request.header("host") {
+        return Ok(());
+    }
+    Err((403, "foreign_origin", "requests from other sites are refused".to_string()))
+}
+
+/// The host of a `Host` value: without the port, with the brackets.
+fn host_of(value: &str) -> &str {
+    match value.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => value,
+    }
+}
+
+fn health<C: Crypto>(context: &Context<'_, C>) -> Value {
+    json!({
+        "status": "healthy",
+        "registered": context.registration.is_some(),
+        "node_id": context.registration.map(|registration| registration.node_id.as_str()),
+        "domain": context.registration.and_then(|registration| registration.domain.as_deref()),
+        "uptime": context.now.monotonic.saturating_sub(context.started.monotonic).as_secs(),
+        "timestamp": iso8601(context.now.unix),
+    })
+}
+
+fn version(manifest: &Manifest) -> Value {
+    json!({
+        "product": manifest.product, "version": manifest.version, "runtime": "rust",
+        "platform": manifest.platform, "commit": manifest.commit, "protocol_version": 1,
+    })
+}
+
+fn proxied(now: Now, asked: Now, response: Response) -> Value {
+    let Response { status, reason, headers, body } = response;
+    let is_json = headers.iter().any(|(name, value)| {
+        name.eq_ignore_ascii_case("content-type") && value.to_ascii_lowercase().contains("json")
+    });
+    // JSON as JSON, text as text, and anything else as base64, which `data_encoding` then says.
+    let parsed: Option<Value> = if is_json { serde_json::from_slice(&body).ok() } else { None };
+    let (data, encoding) = match parsed {
+        Some(value) => (value, "json"),
+        None => match String::from_utf8(body) {
+            Ok(text) => (Value::String(text), "utf8"),
+            Err(error) => (Value::String(base64::encode(error.as_bytes())), "base64"),
+        },
+    };
+    let took = now.monotonic.saturating_sub(asked.monotonic);
+    json!({
+        "status": status, "statusText": reason, "headers": crate::wire::message::joined_headers(&headers),
+        "data": data, "data_encoding": encoding,
+        "meta": {"processing_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "timestamp": iso8601(now.unix)},
+    })
+}
+
+fn fetch_status(error: &FetchError) -> (u16, &'static str) {
+    match error.kind {
+        FetchErrorKind::Url => (400, "bad_request"),
+        FetchErrorKind::Forbidden => (403, "forbidden_target"),
+        FetchErrorKind::Timeout => (504, "timeout"),
+        FetchErrorKind::Busy => (503, "busy"),
+        FetchErrorKind::Resolve
+        | FetchErrorKind::Connect
+        | FetchErrorKind::Tls
+        | FetchErrorKind::Protocol
+        | FetchErrorKind::TooLarge
+        | FetchErrorKind::Cancelled => (502, "upstream_error"),
+    }
+}
+
+fn respond(out: &mut Outbox, id: LocalId, status: u16, body: &Value) {
+    let header = |name: &str, value: &str| (name.to_string(), value.to_string());
+    let headers = Vec::from([
+        header("content-type", "application/json"),
+        header("cache-control", "no-store"),
+        header("x-content-type-options", "nosniff"),
+    ]);
+    let mut body = body.to_string().into_bytes();
+    body.push(b'\n');
+    out.push(Output::Respond { id, response: LocalResponse { status, headers, body } });
+}

@@ -1,0 +1,315 @@
+//! The evaluation (protocol.md section 5): answers the server's actions, keeps the authorisation it earns, and
+//! judges its own results.
+
+mod action;
+pub mod verdict;
+
+pub(crate) use self::action::{is_allowed_in_control, memory_pressure};
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use core::fmt;
+
+use serde_json::{Value, json};
+
+use self::action::Action;
+use self::verdict::Figures;
+use crate::bench::report::Report;
+use crate::crypto::identity::Identity;
+use crate::crypto::{Crypto, Drbg};
+use crate::event::Event;
+use crate::io::{Effect, EffectId, EffectResult, Finish, Outcome, Output, StateFile};
+use crate::limits::{EVAL_ACTION_TIMEOUT, EVAL_IDLE_TIMEOUT, MAX_ECHO, MAX_EVAL_QUEUE};
+use crate::outbox::Outbox;
+use crate::release::integrity;
+use crate::release::manifest::{Capabilities, Manifest};
+use crate::state::JoinAuth;
+use crate::text::printable;
+use crate::time::{Deadline, Now, Reason};
+use crate::tunnel::Mode;
+use crate::wire::base64;
+use crate::wire::frame::FrameBuf;
+use crate::wire::message::{EvalRequest, EvalResponse, JoinReady};
+
+/// The longest nonce that is signed: a real one has 32 bytes, and no other text that this key ever signs is
+/// this short, so that a server cannot have one of those signed in the name of a join.
+const MAX_JOIN_NONCE: usize = 64;
+
+/// What an eval needs of the node that runs it.
+pub(crate) struct Context<'a, C: Crypto> {
+    pub(crate) now: Now,
+    pub(crate) identity: &'a Identity<C>,
+    pub(crate) manifest: &'a Manifest,
+    pub(crate) rng: &'a mut Drbg,
+    pub(crate) out: &'a mut Outbox,
+}
+
+/// An action waiting for its turn or under way.
+#[derive(Debug)]
+struct Request {
+    id: String,
+    name: String,
+    asked: Now,
+}
+
+#[derive(Debug)]
+struct Running {
+    request: Request,
+    effect: EffectId,
+    until: Deadline,
+}
+
+/// The evaluation of one session.
+pub(crate) struct Eval {
+    mode: Mode,
+    queue: VecDeque<(Request, crate::io::Measurement)>,
+    running: Option<Running>,
+    figures: Figures,
+    idle: Option<Deadline>,
+    saving: Option<(EffectId, JoinAuth)>,
+}
+
+impl fmt::Debug for Eval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Eval")
+            .field("mode", &self.mode)
+            .field("running", &self.running)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the node is to do with the result of an input.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Send this.
+    Send(FrameBuf),
+    /// The evaluation is over.
+    Finish(Finish),
+}
+
+impl Eval {
+    pub(crate) fn new(mode: Mode) -> Self {
+        let figures = Figures::default();
+        Self { mode, queue: VecDeque::new(), running: None, figures, idle: None, saving: None }
+    }
+
+    /// The session is up: from here on the server is expected to ask.
+    pub(crate) fn start(&mut self, now: Now) {
+        if self.mode == Mode::Eval {
+            self.idle = Some(now.deadline(EVAL_IDLE_TIMEOUT, Reason::EvalIdle));
+        }
+    }
+
+    /// The session is gone: nobody waits for an answer any more.
+    pub(crate) fn stop(&mut self, out: &mut Outbox) {
+        self.queue.clear();
+        self.idle = None;
+        if let Some(running) = self.running.take() {
+            out.push(Output::Cancel { id: running.effect });
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Deadline> {
+        self.running.as_ref().map(|running| running.until).or(self.idle)
+    }
+
+    /// Whether the effect is one of this machine's.
+    pub(crate) fn owns(&self, effect: EffectId) -> bool {
+        self.running.as_ref().is_some_and(|running| running.effect == effect)
+            || self.saving.as_ref().is_some_and(|(id, _)| *id == effect)
+    }
+
+    /// The server asks for an action.
+    pub(crate) fn handle_request<C: Crypto>(
+        &mut self,
+        context: &mut Context<'_, C>,
+        request: EvalRequest,
+    ) -> Option<Next> {
+        self.idle = None;
+        let name = printable(&request.action);
+        context.out.event(Event::EvalStarted { action: name });
+        let asked = context.now;
+        let id = request.id;
+        let name = request.action;
+        let request_params = request.params.unwrap_or(Value::Null);
+        let request = Request { id, name, asked };
+        match Action::parse(&request.name, &request_params) {
+            Err(reason) => Some(self.answer(context, request, Err(reason))),
+            Ok(Action::Capabilities) => Some(self.answer(context, request, Ok(json!(Capabilities::ALL)))),
+            Ok(Action::Integrity) => {
+                let payload = integrity::build(context.identity, context.manifest, context.now, context.rng);
+                Some(self.answer(context, request, Ok(json!(payload))))
+            }
+            Ok(Action::Echo { payload, nonce }) => {
+                let result = echo(&payload, &nonce);
+                Some(self.answer(context, request, result))
+            }
+            Ok(Action::Measure(measurement)) => {
+                if self.queue.len() >= MAX_EVAL_QUEUE {
+                    let reason = format!("{MAX_EVAL_QUEUE} actions are waiting already");
+                    return Some(self.answer(context, request, Err(reason)));
+                }
+                self.queue.push_back((request, measurement));
+                self.run_next(context.now, context.out);
+                None
+            }
+        }
+    }
+
+    /// An effect of this machine ended.
+    pub(crate) fn handle_done<C: Crypto>(
+        &mut self,
+        context: &mut Context<'_, C>,
+        effect: EffectId,
+        result: EffectResult,
+    ) -> Option<Next> {
+        if let Some((_, auth)) = self.saving.take_if(|(id, _)| *id == effect) {
+            return Some(Next::Finish(saved(context.out, auth, result)));
+        }
+        let running = self.running.take_if(|running| running.effect == effect)?;
+        let result = match result {
+            EffectResult::Measured(result) => result,
+            EffectResult::Fetched(_) | EffectResult::Written(_) => Err("not a measurement".to_string()),
+        };
+        let next = self.answer(context, running.request, result.map(|report| Report::to_json(&report)));
+        self.run_next(context.now, context.out);
+        Some(next)
+    }
+
+    /// The server admits the node: sign, and keep the authorisation.
+    pub(crate) fn handle_join_ready<C: Crypto>(
+        &mut self,
+        context: &mut Context<'_, C>,
+        join: JoinReady,
+    ) -> Result<(), String> {
+        if self.mode != Mode::Eval || self.saving.is_some() {
+            return Err("join_ready out of place".to_string());
+        }
+        if join.alg != "ed25519" {
+            return Err(format!("join_ready wants a signature of an unknown kind, {}", printable(&join.alg)));
+        }
+        let nonce = base64::decode(&join.nonce).filter(|n| !n.is_empty() && n.len() <= MAX_JOIN_NONCE);
+        let nonce =
+            nonce.ok_or_else(|| format!("the nonce of join_ready is not 1 to {MAX_JOIN_NONCE} bytes"))?;
+        self.idle = None;
+        let auth = JoinAuth {
+            signature: context.identity.sign(&nonce),
+            join_id: join.join_id,
+            alg: join.alg,
+            nonce: join.nonce,
+            expires_at: join.expires_at,
+            saved_at: context.now.unix_seconds(),
+        };
+        let id = context.out.perform(Effect::Write { file: StateFile::JoinAuth, data: auth.emit() });
+        self.saving = Some((id, auth));
+        Ok(())
+    }
+
+    /// What is due: an action that took too long, or a server that no longer asks.
+    pub(crate) fn handle_time<C: Crypto>(&mut self, context: &mut Context<'_, C>) -> Option<Next> {
+        if let Some(running) = self.running.take_if(|running| running.until.is_due(context.now)) {
+            context.out.push(Output::Cancel { id: running.effect });
+            let reason = format!("took longer than {} s", EVAL_ACTION_TIMEOUT.as_secs());
+            let next = self.answer(context, running.request, Err(reason));
+            self.run_next(context.now, context.out);
+            return Some(next);
+        }
+        self.idle.take_if(|idle| idle.is_due(context.now))?;
+        let what = format!("the server has asked nothing for {} s", EVAL_IDLE_TIMEOUT.as_secs());
+        Some(Next::Finish(self.finish_unadmitted(context.out, Outcome::Refused, &what)))
+    }
+
+    /// The evaluation ended without `join_ready`: tells the operator why, as far as the node can know.
+    pub(crate) fn finish_unadmitted(&self, out: &mut Outbox, outcome: Outcome, what: &str) -> Finish {
+        let verdict = self.figures.verdict();
+        let admissible = verdict.is_admissible();
+        let nothing_measured = verdict.not_measured.len() == Figures::default().verdict().not_measured.len();
+        let message = if nothing_measured {
+            format!("not admitted: {what}; nothing had been measured yet")
+        } else if admissible {
+            format!(
+                "not admitted: {what}; by its own results this machine meets every threshold that was measured"
+            )
+        } else {
+            format!("not admitted: {what}; {}", verdict.missed.join("; "))
+        };
+        if !nothing_measured {
+            out.event(Event::EvalVerdict {
+                admissible,
+                missed: verdict.missed,
+                not_measured: verdict.not_measured,
+            });
+        }
+        Finish { outcome, message }
+    }
+
+    fn run_next(&mut self, now: Now, out: &mut Outbox) {
+        if self.running.is_some() {
+            return;
+        }
+        if let Some((request, measurement)) = self.queue.pop_front() {
+            let effect = out.perform(Effect::Measure(measurement));
+            let until = now.deadline(EVAL_ACTION_TIMEOUT, Reason::EvalAction);
+            self.running = Some(Running { request, effect, until });
+        }
+    }
+
+    fn answer<C: Crypto>(
+        &mut self,
+        context: &mut Context<'_, C>,
+        request: Request,
+        result: Result<Value, String>,
+    ) -> Next {
+        self.figures.record(&request.name, result.as_ref().ok());
+        let took = context.now.monotonic.saturating_sub(request.asked.monotonic);
+        context.out.event(Event::EvalFinished {
+            action: printable(&request.name),
+            ok: result.is_ok(),
+            summary: match &result {
+                Ok(value) => action::headline(&request.name, value),
+                Err(reason) => printable(reason),
+            },
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        });
+        if self.mode == Mode::Eval && self.running.is_none() && self.queue.is_empty() {
+            self.idle = Some(context.now.deadline(EVAL_IDLE_TIMEOUT, Reason::EvalIdle));
+        }
+        let (ok, result, error) = match result {
+            Ok(value) => (true, Some(value), None),
+            Err(reason) => (false, None, Some(reason)),
+        };
+        let response = EvalResponse { reply_to: request.id, action: request.name, ok, result, error };
+        Next::Send(response.encode(context.now.unix_seconds()))
+    }
+}
+
+fn saved(out: &mut Outbox, auth: JoinAuth, result: EffectResult) -> Finish {
+    let error = match result {
+        EffectResult::Written(Ok(())) => {
+            let message = "admitted; the authorisation is saved".to_string();
+            out.event(Event::Admitted { join_id: printable(&auth.join_id), expires_at: auth.expires_at });
+            return Finish { outcome: Outcome::Done, message };
+        }
+        EffectResult::Written(Err(error)) => error,
+        EffectResult::Fetched(_) | EffectResult::Measured(_) => "not an answer to a write".to_string(),
+    };
+    out.event(Event::NotSaved { reason: error.clone() });
+    Finish {
+        outcome: Outcome::Internal,
+        message: format!("admitted, but the authorisation could not be saved: {error}"),
+    }
+}
+
+fn echo(payload: &str, nonce: &Value) -> Result<Value, String> {
+    let too_long = || format!("the payload is over {MAX_ECHO} bytes");
+    // The bound is checked on the text, before it is decoded.
+    if base64::decoded_len_max(payload.len()) > MAX_ECHO + 3 {
+        return Err(too_long());
+    }
+    let bytes = base64::decode(payload).ok_or("the payload is not base64")?.len();
+    if bytes > MAX_ECHO {
+        return Err(too_long());
+    }
+    Ok(json!({"ok": true, "bytes": bytes, "echo": payload, "nonce": nonce}))
+}

@@ -1,0 +1,422 @@
+//! The bodies of the fuzz targets. They live here so that ordinary tests compile them and run them over the committed
+//! corpus; `fuzz/` only hands them bytes. Each panics where an invariant does not hold.
+
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use serde_json::Value;
+
+use crate::crypto::identity::Identity;
+use crate::crypto::pure::Pure;
+use crate::crypto::{Drbg, pem};
+use crate::io::{
+    EffectId, EffectResult, FetchError, FetchErrorKind, Input, LinkEnd, LinkId, LocalId, LocalRequest,
+    OpenStage, Output, Response,
+};
+use crate::limits::{Limits, MAX_MESSAGE};
+use crate::node::{Config, Node};
+use crate::peer;
+use crate::release::manifest::Manifest;
+use crate::state::Registration;
+use crate::time::Now;
+use crate::tunnel::Mode;
+use crate::tunnel::handshake::{Claims, Handshake};
+use crate::tunnel::session::Session;
+use crate::wire::frame::{self, FrameBuf, FrameType};
+use crate::wire::message::Message;
+use crate::wire::{base64, canonical};
+
+const UNIX: u64 = 1_795_391_521;
+
+/// A frame that splits is the frame its parts put together again.
+pub fn frame(data: &[u8]) {
+    let mut message = data.to_vec();
+    let Ok(parts) = frame::split(&mut message) else { return };
+    let rebuilt = [&parts.header.to_bytes()[..], parts.ciphertext, &parts.tag].concat();
+    assert_eq!(rebuilt, data, "splitting loses nothing");
+}
+
+/// Any answer to a handshake ends in an error: the fuzzer does not have the keys.
+pub fn handshake(data: &[u8]) {
+    let identity = Identity::from_seed(Pure, &[1; 32]);
+    let claims = Claims { mode: Mode::Eval, node_id: None, candidate_id: None, release_version: Some("1") };
+    let now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(UNIX) };
+    let mut rng = Drbg::new([2; 32]);
+    let (handshake, init) = Handshake::start(Pure, &identity, claims, None, &mut rng, now);
+    assert!(handshake.finish(data, Drbg::new([3; 32])).is_err(), "a session out of nothing");
+    // The other half: what is not that very init is no init of this key.
+    if data != init {
+        let signer = Identity::from_seed(Pure, &[4; 32]);
+        let _ = peer::handshake::accept(&Pure, Some(&signer), data, |_| None, &mut rng, now);
+    }
+}
+
+/// What parses as a message is of the type it says.
+pub fn message(data: &[u8]) {
+    let Ok(message) = Message::parse(data) else { return };
+    let value: Value = serde_json::from_slice(data).unwrap_or_default();
+    // Of a member that stands twice, JSON parsers take the last one; a message with two types is refused.
+    assert_eq!(value["type"], message.kind());
+}
+
+/// A key that decodes encodes to a text that decodes to it.
+pub fn pem_key(data: &[u8]) {
+    let Ok(text) = core::str::from_utf8(data) else { return };
+    if let Ok(key) = pem::decode_public(text) {
+        assert_eq!(pem::decode_public(&pem::encode_public(&key)), Ok(key));
+    }
+    if let Ok(seed) = pem::decode_private(text) {
+        let again = pem::decode_private(&pem::encode_private(&seed));
+        assert_eq!(again.as_ref().map(|seed| **seed), Ok(*seed));
+    }
+}
+
+/// Canonical JSON is JSON, means the same as its source, and is its own canonical form.
+pub fn canonical_json(data: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
+    let text = canonical::to_canonical(&value);
+    match serde_json::from_str::<Value>(&text) {
+        Ok(again) => assert_eq!(canonical::to_canonical(&again), text, "canonical of canonical"),
+        Err(error) => panic!("canonical JSON does not parse: {error}: {text}"),
+    }
+}
+
+/// A whole node, its inputs chosen by the fuzzer: what comes out keeps the contract.
+///
+/// The first byte chooses the node; then each byte names an input, whose content is taken from those that follow. A
+/// server half of our own answers handshakes when the fuzzer says so and seals what the fuzzer wants sealed, so that
+/// the fuzzer gets past the cryptography.
+pub fn node(data: &[u8]) {
+    let mut script = Script { data: data.iter().copied().collect() };
+    let mode = [None, Some(Mode::Eval), Some(Mode::Control)][usize::from(script.byte() % 3)];
+    let mut world = World::new(mode);
+    world.feed(Input::Tick);
+    while let Some(byte) = script.data.pop_front() {
+        world.step(byte, &mut script);
+    }
+}
+
+struct Script {
+    data: VecDeque<u8>,
+}
+
+impl Script {
+    fn byte(&mut self) -> u8 {
+        self.data.pop_front().unwrap_or(0)
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        let len = usize::from(self.byte()) << (self.byte() % 4);
+        let len = len.min(self.data.len());
+        self.data.drain(..len).collect()
+    }
+
+    fn text(&mut self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+}
+
+struct World {
+    node: Node<Pure>,
+    now: Now,
+    link: LinkId,
+    last_sent: Vec<u8>,
+    server: Option<Session<Pure>>,
+    sealed: Vec<Vec<u8>>,
+    effects: BTreeSet<EffectId>,
+    used_effects: BTreeSet<EffectId>,
+    asked: BTreeSet<LocalId>,
+    next_local: u64,
+    finished: bool,
+}
+
+impl World {
+    fn new(mode: Option<Mode>) -> Self {
+        let now = Now { monotonic: Duration::from_secs(5), unix: Duration::from_secs(UNIX) };
+        let config = Config {
+            mode,
+            tunnel_url: "wss://network.example/node/tunnel".into(),
+            server_key: None,
+            identity_seed: [1; 32].into(),
+            candidate_id: None,
+            registration: (mode != Some(Mode::Eval)).then(|| Registration::new("node-1")),
+            manifest: Manifest::of_this_release("0.1.0", "unknown", "linux-x64"),
+            limits: Limits { max_requests: 4, ..Limits::default() },
+            allow_private_targets: false,
+        };
+        Self {
+            node: Node::new(config, Pure, [2; 32], now),
+            now,
+            link: LinkId(0),
+            last_sent: Vec::new(),
+            server: None,
+            sealed: Vec::new(),
+            effects: BTreeSet::new(),
+            used_effects: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            next_local: 0,
+            finished: false,
+        }
+    }
+
+    fn step(&mut self, byte: u8, script: &mut Script) {
+        let link = self.link;
+        match byte % 16 {
+            0 => {
+                // Either clock may stand still; the unix clock may also jump.
+                self.now.monotonic += Duration::from_millis(u64::from(script.byte()) * 250);
+                self.now.unix = self.now.unix.saturating_add(Duration::from_secs(u64::from(script.byte())));
+                self.feed(Input::Tick);
+            }
+            1 => self.feed(Input::LinkOpened { link }),
+            2 => self.accept(),
+            3 => self.feed(Input::LinkBinary { link, data: script.bytes() }),
+            4 => self.feed(Input::LinkText { link, text: script.text() }),
+            5 => self.feed(Input::LinkEnded { link, end: link_end(script) }),
+            6 | 7 => self.seal(FrameType::Data, &script.bytes()),
+            8 => {
+                let kinds = [FrameType::Ping, FrameType::Pong, FrameType::Close, FrameType::Error];
+                let kind = kinds[usize::from(script.byte() % 4)];
+                self.seal(kind, &script.bytes());
+            }
+            9 => {
+                let ready = alloc::format!(
+                    r#"{{"type":"ready","timestamp":{UNIX},"session_id":"s","mode":"control"}}"#
+                );
+                self.seal(FrameType::Data, ready.as_bytes());
+            }
+            10 => {
+                if let Some(effect) = self.effects.pop_first() {
+                    self.feed(Input::Done { effect, result: effect_result(script) });
+                }
+            }
+            11 => self.feed(Input::Done {
+                effect: EffectId(u64::from(script.byte())),
+                result: effect_result(script),
+            }),
+            12 => self.local(script),
+            13 => {
+                // Replay of something sealed before.
+                if let Some(frame) = self.sealed.get(usize::from(script.byte())) {
+                    let data = frame.clone();
+                    self.feed(Input::LinkBinary { link, data });
+                }
+            }
+            14 => {
+                // A link that is not, or no longer, the node's.
+                let link = LinkId(u64::from(script.byte()));
+                let data = script.bytes();
+                if link != self.link {
+                    self.feed(Input::LinkBinary { link, data });
+                }
+            }
+            _ => {
+                if script.byte() == 255 {
+                    self.feed(Input::Stop);
+                }
+            }
+        }
+    }
+
+    /// The server answers the handshake that the node sent last, if that is what it was.
+    fn accept(&mut self) {
+        let signer = Identity::from_seed(Pure, &[4; 32]);
+        let key = *Identity::from_seed(Pure, &[1; 32]).public_key();
+        let mut rng = Drbg::new([5; 32]);
+        let accepted =
+            peer::handshake::accept(&Pure, Some(&signer), &self.last_sent, |_| Some(key), &mut rng, self.now);
+        if let Ok(accepted) = accepted {
+            self.server = Some(accepted.session);
+            let link = self.link;
+            self.feed(Input::LinkBinary { link, data: accepted.message });
+        }
+    }
+
+    fn seal(&mut self, kind: FrameType, plaintext: &[u8]) {
+        let Some(server) = &mut self.server else { return };
+        let data = server.seal(kind, FrameBuf::from_plaintext(plaintext));
+        if self.sealed.len() < 64 {
+            self.sealed.push(data.clone());
+        }
+        let link = self.link;
+        if plaintext.len() % 2 == 0 {
+            self.feed(Input::LinkBinary { link, data });
+        } else {
+            self.feed(Input::LinkText { link, text: base64::encode(&data) });
+        }
+    }
+
+    fn local(&mut self, script: &mut Script) {
+        const TARGETS: [&str; 8] = [
+            "/health",
+            "/node/integrity",
+            "/benchmark/all",
+            "/benchmark/memory-pressure",
+            "/proxy",
+            "/connect",
+            "/node/version?x",
+            "/benchmark/cpu",
+        ];
+        let target = match TARGETS.get(usize::from(script.byte() % 10)) {
+            Some(target) => String::from(*target),
+            None => script.text(),
+        };
+        let method = String::from(if script.byte() % 2 == 0 { "GET" } else { "POST" });
+        let headers =
+            Vec::from([(String::from("host"), script.text()), (String::from("origin"), script.text())]);
+        let headers = headers.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        let id = LocalId(self.next_local);
+        self.next_local += 1;
+        self.asked.insert(id);
+        self.feed(Input::Local {
+            id,
+            request: LocalRequest { method, target, headers, body: script.bytes() },
+        });
+    }
+
+    fn feed(&mut self, input: Input) {
+        self.node.handle_input(self.now, input);
+        // One input adds few outputs; the local API may time 64 requests out at once.
+        for _ in 0..512 {
+            match self.node.poll_output() {
+                Output::Wait(deadline) => {
+                    if let Some(deadline) = deadline {
+                        assert!(!self.finished, "a finished node waits for nothing");
+                        assert!(
+                            deadline.at > self.now.monotonic,
+                            "a deadline in the past is a busy loop: {deadline:?}"
+                        );
+                    }
+                    return;
+                }
+                Output::OpenLink { link, .. } => {
+                    assert!(link >= self.link, "links are numbered upwards");
+                    self.link = link;
+                    self.server = None;
+                    self.sealed.clear();
+                }
+                Output::Send { link, data } => {
+                    assert_eq!(link, self.link, "only the current link is written to");
+                    assert!(data.len() <= MAX_MESSAGE);
+                    if let Some(server) = &mut self.server {
+                        let opened = server.open(&mut data.clone()).map(|(kind, _)| kind);
+                        assert!(opened.is_ok(), "the server cannot open what the node sent: {opened:?}");
+                    }
+                    self.last_sent = data;
+                }
+                Output::CloseLink { link, reason, .. } => {
+                    assert_eq!(link, self.link);
+                    assert!(reason.len() <= 123, "RFC 6455, 5.5.1");
+                    self.server = None;
+                }
+                Output::DropLink { link } => {
+                    assert_eq!(link, self.link);
+                    self.server = None;
+                }
+                Output::Perform { id, .. } => {
+                    assert!(self.used_effects.insert(id), "an effect's number is used once");
+                    self.effects.insert(id);
+                    assert!(!self.finished || self.asked.is_empty(), "a finished node does nothing");
+                }
+                Output::Cancel { id } => assert!(self.used_effects.contains(&id)),
+                Output::Respond { id, response } => {
+                    assert!(self.asked.remove(&id), "one answer a request");
+                    assert!((200..=599).contains(&response.status));
+                }
+                Output::Event(event) => {
+                    let text = alloc::string::ToString::to_string(&event);
+                    assert!(!text.chars().any(char::is_control), "an event fit for a terminal: {text:?}");
+                }
+                Output::Finish(finish) => {
+                    assert!(!self.finished, "one end");
+                    assert!(!finish.message.chars().any(char::is_control), "{:?}", finish.message);
+                    self.finished = true;
+                }
+            }
+        }
+        panic!("one input gives no end of outputs");
+    }
+}
+
+fn link_end(script: &mut Script) -> LinkEnd {
+    match script.byte() % 6 {
+        0 => {
+            let stages = [OpenStage::Resolve, OpenStage::Connect, OpenStage::Tls, OpenStage::Upgrade];
+            LinkEnd::Unopened { stage: stages[usize::from(script.byte() % 4)], detail: script.text() }
+        }
+        1 => LinkEnd::NotUpgraded { status: u16::from(script.byte()) * 4 },
+        2 => LinkEnd::Closed { code: 900 + u16::from(script.byte()), reason: script.text() },
+        3 => LinkEnd::TooLarge,
+        4 => LinkEnd::BadWebSocket { detail: script.text() },
+        _ => LinkEnd::Lost { detail: script.text() },
+    }
+}
+
+fn effect_result(script: &mut Script) -> EffectResult {
+    match script.byte() % 5 {
+        0 => EffectResult::Fetched(Ok(Response {
+            status: 200 + u16::from(script.byte()),
+            reason: script.text(),
+            headers: Vec::from([
+                (script.text(), script.text()),
+                (String::from("content-type"), script.text()),
+            ]),
+            body: script.bytes(),
+        })),
+        1 => EffectResult::Fetched(Err(FetchError { kind: FetchErrorKind::Tls, detail: script.text() })),
+        2 => EffectResult::Measured(Err(script.text())),
+        3 => EffectResult::Written(Ok(())),
+        _ => EffectResult::Written(Err(script.text())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{eprintln, fs, path::Path};
+
+    /// Runs a body over its committed corpus.
+    fn replay(target: &str, body: fn(&[u8])) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+        let mut count = 0;
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            eprintln!("{}", path.display());
+            body(&fs::read(&path).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "no corpus in {}", folder.display());
+    }
+
+    #[test]
+    fn the_corpus_of_frame_holds() {
+        replay("frame", frame);
+    }
+
+    #[test]
+    fn the_corpus_of_handshake_holds() {
+        replay("handshake", handshake);
+    }
+
+    #[test]
+    fn the_corpus_of_message_holds() {
+        replay("message", message);
+    }
+
+    #[test]
+    fn the_corpus_of_pem_holds() {
+        replay("pem", pem_key);
+    }
+
+    #[test]
+    fn the_corpus_of_canonical_json_holds() {
+        replay("canonical_json", canonical_json);
+    }
+
+    #[test]
+    fn the_corpus_of_node_holds() {
+        replay("node", node);
+    }
+}
