@@ -1,8 +1,13 @@
 //! Measurements of this machine: runs and times what [`consensus_core::bench`] says.
 
+use std::time::Instant;
+
 use consensus_core::bench::report::{MemoryPressure, Report};
+use consensus_core::bench::{Job, Step};
+use consensus_core::crypto::Drbg;
 use consensus_core::io::Measurement;
 
+use crate::runtime_api::Provider;
 use crate::system;
 
 /// The eval action that a measurement is for (protocol.md section 5).
@@ -29,7 +34,6 @@ pub fn measure(
     progress: &mut dyn FnMut(f32),
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Report, String> {
-    let _ = turn;
     match measurement {
         Measurement::System => Ok(Report::System(system::describe())),
         Measurement::MemoryPressure { test_size_mb, rounds } => {
@@ -38,8 +42,40 @@ pub fn measure(
             memory_pressure(test_size_mb, rounds, room_mb, progress, cancelled).map(Report::MemoryPressure)
         }
         Measurement::Cpu | Measurement::Crypto | Measurement::Memory | Measurement::EventLoop => {
-            Err("being written".to_string())
+            let rng = Drbg::new(system::seed()?);
+            let job = Job::new(measurement, Provider::default(), rng)
+                .ok_or_else(|| format!("{} is not measured by this release", action(measurement)))?;
+            run(job, turn, progress, cancelled)
         }
+    }
+}
+
+fn run(
+    mut job: Job<Provider>,
+    turn: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(f32),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Report, String> {
+    loop {
+        if cancelled() {
+            return Err(cancelled_error());
+        }
+        let elapsed = match job.step() {
+            Step::Run => {
+                let start = Instant::now();
+                job.run();
+                start.elapsed()
+            }
+            Step::Turn { count } => {
+                let start = Instant::now();
+                turn(count);
+                start.elapsed()
+            }
+            Step::Done(report) => return Ok(*report),
+        };
+        job.timed(elapsed);
+        // Outside the timed part: a slow terminal must not spoil the figures.
+        progress(job.progress());
     }
 }
 
@@ -64,7 +100,7 @@ fn memory_pressure(
     progress: &mut dyn FnMut(f32),
     cancelled: &dyn Fn() -> bool,
 ) -> Result<MemoryPressure, String> {
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let before = system::resident();
     let mut peak = before;
     let mut most = 0;
@@ -119,6 +155,33 @@ fn memory_pressure(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn turns_of_the_scheduler_are_asked_for_and_timed() {
+        let mut turns = 0;
+        let mut last = 0.0;
+        let report = measure(
+            Measurement::EventLoop,
+            &mut |count| {
+                turns += count;
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            },
+            &mut |fraction| last = fraction,
+            &|| false,
+        );
+        let Ok(Report::EventLoop(result)) = report else { panic!("{report:?}") };
+        assert!(result.total_ops > 0 && turns >= result.total_ops, "{turns} {result:?}");
+        assert_eq!(last, 1.0);
+    }
+
+    #[test]
+    fn a_cancelled_measurement_ends_soon() {
+        let start = Instant::now();
+        let cancelled = || start.elapsed().as_millis() > 50;
+        let report = measure(Measurement::Cpu, &mut |_| {}, &mut |_| {}, &cancelled);
+        assert_eq!(report, Err("cancelled".to_string()));
+        assert!(start.elapsed().as_millis() < 1000);
+    }
 
     #[test]
     fn memory_pressure_takes_and_returns_what_was_asked_for() {

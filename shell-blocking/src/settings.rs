@@ -1,1 +1,1091 @@
-//! Being written.
+//! Settings: from options, then the environment (protocol.md sections 12 and 13), then defaults.
+//!
+//! A command reads only what it uses, so a variable that is wrong for one command does not stop another. An empty
+//! variable counts as not set: that is how container files leave one out. A wrong value is told in one line: where
+//! it came from, what it was, what is allowed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use consensus_core::crypto::pem;
+use consensus_core::event::Level;
+use consensus_core::limits::{Limits, MAX_ID};
+use consensus_core::state::{Jwk, is_node_id};
+use consensus_core::text::printable;
+use consensus_core::wire::base64;
+use url::Url;
+
+use crate::log::Format;
+
+/// A wrong value in an error message is cut after so many characters.
+const MAX_SHOWN: usize = 80;
+
+/// A file that holds a public key has under 1 KiB; a JWKS a few.
+const MAX_KEY_FILE: u64 = 64 * 1024;
+
+/// A setting that is wrong or missing, in one line. The program ends with code 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageError(String);
+
+impl UsageError {
+    /// An error of that text, made fit for a terminal.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(printable(text))
+    }
+}
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// One setting: where it can come from and what it can be.
+struct Setting<T> {
+    /// Such as `--server`; empty for those of the environment alone.
+    option: &'static str,
+    /// Variables, the first that is set counts.
+    env: &'static [&'static str],
+    /// What is allowed, after "allowed: ".
+    allowed: &'static str,
+    /// The value of a text; the error is a detail beside `allowed`, or empty.
+    read: fn(&str) -> Result<T, String>,
+    /// Whether the value stays out of messages.
+    secret: bool,
+}
+
+impl<T> Setting<T> {
+    const fn new(
+        option: &'static str,
+        env: &'static [&'static str],
+        allowed: &'static str,
+        read: fn(&str) -> Result<T, String>,
+    ) -> Self {
+        Self { option, env, allowed, read, secret: false }
+    }
+
+    const fn secret(self) -> Self {
+        Self { secret: true, ..self }
+    }
+
+    /// `--server (or CONSENSUS_SERVER_URL)`.
+    fn names(&self) -> String {
+        match self.env {
+            [] => self.option.to_string(),
+            env if self.option.is_empty() => env.join(" or "),
+            env => format!("{} (or {})", self.option, env.join(" or ")),
+        }
+    }
+}
+
+/// Where values come from.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// Option names with their values; a switch that is set has the value `true`.
+    pub options: &'a BTreeMap<String, String>,
+    /// The environment.
+    pub env: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+impl fmt::Debug for Sources<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sources")
+    }
+}
+
+/// A value with the name of where it came from.
+struct Found<T> {
+    value: T,
+    origin: String,
+    text: String,
+}
+
+impl Sources<'_> {
+    fn find<T>(&self, setting: &Setting<T>) -> Result<Option<Found<T>>, UsageError> {
+        if let Some(text) = self.options.get(setting.option) {
+            return Self::read(setting, setting.option, text).map(Some);
+        }
+        for name in setting.env {
+            let Some(value) = (self.env)(name).filter(|value| !value.is_empty()) else { continue };
+            let Some(text) = value.to_str() else {
+                return Err(wrong(name, &value.to_string_lossy(), "text in UTF-8", ""));
+            };
+            return Self::read(setting, name, text).map(Some);
+        }
+        Ok(None)
+    }
+
+    fn get<T>(&self, setting: &Setting<T>) -> Result<Option<T>, UsageError> {
+        Ok(self.find(setting)?.map(|found| found.value))
+    }
+
+    fn read<T>(setting: &Setting<T>, origin: &str, text: &str) -> Result<Found<T>, UsageError> {
+        match (setting.read)(text.trim()) {
+            Ok(value) => Ok(Found { value, origin: origin.to_string(), text: text.to_string() }),
+            Err(detail) => {
+                let shown = if setting.secret { "(not shown)" } else { text };
+                Err(wrong(origin, shown, setting.allowed, &detail))
+            }
+        }
+    }
+
+    fn switch(&self, option: &str) -> bool {
+        self.options.contains_key(option)
+    }
+}
+
+fn wrong(origin: &str, value: &str, allowed: &str, detail: &str) -> UsageError {
+    let mut shown: String = value.chars().take(MAX_SHOWN).collect();
+    if shown.len() < value.len() {
+        shown.push('…');
+    }
+    let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+    // Debug escapes what a terminal would obey.
+    UsageError::new(&format!("{origin}: {shown:?} is not allowed{detail}; allowed: {allowed}"))
+}
+
+/// The server's address: scheme, host and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerUrl(Url);
+
+impl ServerUrl {
+    /// Without a slash at the end: what the paths of protocol.md section 7 are appended to.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        self.0.as_str().trim_end_matches('/')
+    }
+
+    fn tunnel(&self) -> TunnelUrl {
+        let mut url = self.0.clone();
+        let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
+        // Both are schemes of the same kind, so this cannot fail.
+        let _ = url.set_scheme(scheme);
+        url.set_path("/node/tunnel");
+        TunnelUrl(url)
+    }
+}
+
+/// The tunnel's address: `ws` or `wss`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelUrl(Url);
+
+impl TunnelUrl {
+    /// Whole.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+/// What of an address goes into messages: host and port.
+#[must_use]
+pub fn authority(url: &str) -> String {
+    Url::parse(url).map_or_else(|_| String::new(), |url| authority_of(&url))
+}
+
+fn authority_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_string(), |port| format!("{host}:{port}"))
+}
+
+/// Whether what travels to this address can be read and changed on the way.
+fn is_open_to_others(url: &Url) -> bool {
+    let loopback = match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    matches!(url.scheme(), "http" | "ws") && !loopback
+}
+
+/// What every command but `version` uses.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// The state directory, absolute.
+    pub state_dir: PathBuf,
+    /// How log lines look; `None` leaves it to what standard error is.
+    pub log: Option<Format>,
+    /// The quietest lines that are still written.
+    pub log_level: Level,
+    /// A file with further root certificates.
+    pub ca: Option<PathBuf>,
+}
+
+/// How to reach the server's HTTP interface, and how to know it.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Its address.
+    pub server: ServerUrl,
+    /// The signing key that the operator pinned.
+    pub server_key: Option<[u8; 32]>,
+    /// What the operator should be warned of.
+    pub warnings: Vec<String>,
+}
+
+/// How to reach the server's tunnel, and how to keep it.
+#[derive(Clone, Debug)]
+pub struct Tunnel {
+    /// Its address.
+    pub url: TunnelUrl,
+    /// The signing key that the operator pinned.
+    pub server_key: Option<[u8; 32]>,
+    /// The operator's own name for this machine.
+    pub candidate_id: Option<String>,
+    /// Pings and silence; the rest is the default.
+    pub limits: Limits,
+    /// What the operator should be warned of.
+    pub warnings: Vec<String>,
+}
+
+/// What serving takes.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    /// Requests under way at once.
+    pub max_requests: usize,
+    /// Whether strangers may reach addresses that are not public.
+    pub allow_private_targets: bool,
+}
+
+/// What a registration takes.
+#[derive(Clone, Debug)]
+pub struct Registering {
+    /// Where the code is sent.
+    pub email: String,
+    /// How the network reaches the operator.
+    pub contact: String,
+    /// The node's public address.
+    pub ipv4: Ipv4Addr,
+    /// Its second one.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Its port.
+    pub port: u16,
+    /// Where it is paid.
+    pub evm_address: String,
+    /// Where it is paid.
+    pub solana_address: String,
+    /// Where it is paid.
+    pub icp_address: String,
+    /// An email address verified earlier.
+    pub email_verification_token: Option<String>,
+    /// A verification begun earlier.
+    pub verification_id: Option<String>,
+    /// The code of that verification.
+    pub code: Option<String>,
+    /// The operator's own name for the machine.
+    pub machine_id: Option<String>,
+}
+
+/// What the environment says about the release that runs (protocol.md section 13), before what the state directory
+/// and the build say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the manifest's member of that name")]
+pub struct Release {
+    pub version: Option<String>,
+    pub commit: Option<String>,
+    pub platform: Option<String>,
+    pub download_url: Option<String>,
+    pub tarball_sha256: Option<String>,
+    pub signing_key_id: Option<String>,
+    pub signature: Option<String>,
+}
+
+const STATE_DIR: Setting<PathBuf> = Setting::new(
+    "--state-dir",
+    &["CONSENSUS_STATE_DIR"],
+    "the path of a folder (default ~/.consensus/node)",
+    read_path,
+);
+const MACHINE_REGISTRY: Setting<PathBuf> = Setting::new(
+    "",
+    &["CONSENSUS_MACHINE_REGISTRY_DIR"],
+    "the path of a folder (default ~/.consensus)",
+    read_path,
+);
+const LOG: Setting<Format> = Setting::new("--log", &["CONSENSUS_LOG"], "json, text", |text| match text {
+    "json" => Ok(Format::Json),
+    "text" => Ok(Format::Text),
+    _ => Err(String::new()),
+});
+const LOG_LEVEL: Setting<Level> =
+    Setting::new("--log-level", &["CONSENSUS_LOG_LEVEL"], "debug, info, warn, error", |text| match text {
+        "debug" => Ok(Level::Debug),
+        "info" => Ok(Level::Info),
+        "warn" => Ok(Level::Warn),
+        "error" => Ok(Level::Error),
+        _ => Err(String::new()),
+    });
+const CA: Setting<PathBuf> =
+    Setting::new("--ca", &["CONSENSUS_CA_FILE"], "a file with PEM certificates", |text| {
+        let path = read_path(text)?;
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => Ok(path),
+            Ok(_) => Err("not a file".to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    });
+const SERVER: Setting<ServerUrl> = Setting::new(
+    "--server",
+    &["CONSENSUS_SERVER_URL"],
+    "https://HOST[:PORT], or http:// for a lab, without a path",
+    |text| {
+        let url = read_url(text, &["https", "http"])?;
+        if url.path() == "/" { Ok(ServerUrl(url)) } else { Err("it has a path".to_string()) }
+    },
+);
+const TUNNEL_URL: Setting<TunnelUrl> = Setting::new(
+    "--tunnel-url",
+    &["CONSENSUS_TUNNEL_URL"],
+    "wss://HOST[:PORT]/node/tunnel, or ws:// for a lab",
+    |text| {
+        let mut url = read_url(text, &["wss", "ws", "https", "http"])?;
+        let scheme = if matches!(url.scheme(), "wss" | "https") { "wss" } else { "ws" };
+        // All four are schemes of the same kind, so this cannot fail.
+        let _ = url.set_scheme(scheme);
+        if url.path() == "/" {
+            url.set_path("/node/tunnel");
+        }
+        Ok(TunnelUrl(url))
+    },
+);
+const SERVER_KEY: Setting<[u8; 32]> = Setting::new(
+    "--server-key",
+    &["CONSENSUS_SERVER_KEY"],
+    "an Ed25519 public key as base64url, JWK or PEM, or the path of a file with one",
+    read_server_key,
+);
+const CANDIDATE_ID: Setting<String> = Setting::new(
+    "--candidate-id",
+    &["CONSENSUS_CANDIDATE_ID"],
+    "1 to 128 bytes of text without control characters",
+    |text| read_text(text, MAX_ID),
+);
+const PING_SECONDS: Setting<u64> = Setting::new(
+    "--ping-seconds",
+    &["CONSENSUS_PING_SECONDS"],
+    "a whole number of seconds from 1 to 20",
+    |text| read_number(text, 1, 20),
+);
+const SILENCE_SECONDS: Setting<u64> = Setting::new(
+    "--silence-seconds",
+    &["CONSENSUS_SILENCE_SECONDS"],
+    "a whole number of seconds from 2 to 60, and more than --ping-seconds",
+    |text| read_number(text, 2, 60),
+);
+const MAX_REQUESTS: Setting<u64> =
+    Setting::new("--max-requests", &["CONSENSUS_MAX_REQUESTS"], "a whole number from 1 to 4096", |text| {
+        read_number(text, 1, 4096)
+    });
+const LISTEN: Setting<SocketAddr> = Setting::new(
+    "--listen",
+    &[],
+    "ADDRESS:PORT with an IP address or localhost, such as 127.0.0.1:9090",
+    |text| {
+        let text = text
+            .strip_prefix("localhost")
+            .map_or_else(|| text.to_string(), |rest| format!("{}{rest}", Ipv4Addr::LOCALHOST));
+        text.parse().map_err(|_| String::new())
+    },
+);
+const NODE_HOST: Setting<IpAddr> = Setting::new("", &["NODE_HOST"], "an IP address or localhost", |text| {
+    if text == "localhost" {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    text.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| String::new())
+});
+const NODE_PORT: Setting<u16> =
+    Setting::new("", &["NODE_PORT"], "a port from 1 to 65535", |text| read_number(text, 1, 65_535));
+const EMAIL: Setting<String> =
+    Setting::new("--email", &[], "an email address", |text| read_email(text).ok_or_else(String::new));
+const CONTACT: Setting<String> = Setting::new(
+    "--contact",
+    &["CONSENSUS_NODE_CONTACT"],
+    "1 to 254 bytes of text without control characters",
+    |text| read_text(text, 254),
+);
+const IPV4: Setting<Ipv4Addr> = Setting::new(
+    "--ipv4",
+    &["CONSENSUS_NODE_IPV4"],
+    "the IPv4 address of one host, such as 192.0.2.7",
+    |text| match text.parse::<Ipv4Addr>() {
+        Ok(ip) if !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast() => Ok(ip),
+        _ => Err(String::new()),
+    },
+);
+const IPV6: Setting<Ipv6Addr> = Setting::new(
+    "--ipv6",
+    &["CONSENSUS_NODE_IPV6"],
+    "the IPv6 address of one host, such as 2001:db8::7",
+    |text| match text.parse::<Ipv6Addr>() {
+        Ok(ip) if !ip.is_unspecified() && !ip.is_multicast() => Ok(ip),
+        _ => Err(String::new()),
+    },
+);
+const PORT: Setting<u16> =
+    Setting::new("--port", &["CONSENSUS_NODE_PORT", "NODE_PORT"], "a port from 1 to 65535", |text| {
+        read_number(text, 1, 65_535)
+    });
+const EVM_ADDRESS: Setting<String> =
+    Setting::new("--evm-address", &["CONSENSUS_EVM_ADDRESS"], "0x and 40 hexadecimal digits", payout::evm);
+const SOLANA_ADDRESS: Setting<String> = Setting::new(
+    "--solana-address",
+    &["CONSENSUS_SOLANA_ADDRESS"],
+    "32 to 44 characters of base58",
+    payout::solana,
+);
+const ICP_ADDRESS: Setting<String> = Setting::new(
+    "--icp-address",
+    &["CONSENSUS_ICP_ADDRESS"],
+    "a textual principal, such as 2vxsx-fae",
+    payout::icp,
+);
+const EMAIL_VERIFICATION_TOKEN: Setting<String> = Setting::new(
+    "--email-verification-token",
+    &["CONSENSUS_EMAIL_VERIFICATION_TOKEN"],
+    "the token of a verified email address: 1 to 4096 visible ASCII characters",
+    |text| read_token(text, 4096),
+)
+.secret();
+const VERIFICATION_ID: Setting<String> = Setting::new(
+    "--verification-id",
+    &[],
+    "the id of a begun verification: 1 to 128 visible ASCII characters",
+    |text| read_token(text, MAX_ID),
+);
+const CODE: Setting<String> =
+    Setting::new("--code", &[], "the code of the email: 1 to 64 visible ASCII characters", |text| {
+        read_token(text, 64)
+    })
+    .secret();
+const MACHINE_ID: Setting<String> = Setting::new(
+    "--machine-id",
+    &["CONSENSUS_MACHINE_ID"],
+    "1 to 128 letters, digits and any of - _ . ~ :",
+    |text| if is_node_id(text) { Ok(text.to_string()) } else { Err(String::new()) },
+);
+const VERSION: Setting<String> =
+    Setting::new("", &["CONSENSUS_NODE_VERSION"], "1 to 64 visible ASCII characters", |text| {
+        read_token(text, 64)
+    });
+const COMMIT: Setting<String> =
+    Setting::new("", &["CONSENSUS_NODE_COMMIT"], "1 to 64 visible ASCII characters", |text| {
+        read_token(text, 64)
+    });
+const PLATFORM: Setting<String> =
+    Setting::new("", &["CONSENSUS_NODE_PLATFORM"], "SYSTEM-PROCESSOR, such as linux-x64", |text| match text
+        .split_once('-')
+    {
+        Some((os, arch)) if is_word(os) && is_word(arch) => Ok(text.to_string()),
+        _ => Err(String::new()),
+    });
+const DOWNLOAD_URL: Setting<String> = Setting::new(
+    "",
+    &["CONSENSUS_NODE_DOWNLOAD_URL"],
+    "an https:// or http:// URL",
+    |text| match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "https" | "http") => Ok(text.to_string()),
+        Ok(_) => Err(String::new()),
+        Err(error) => Err(error.to_string()),
+    },
+);
+const TARBALL_SHA256: Setting<String> = Setting::new(
+    "",
+    &["CONSENSUS_NODE_TARBALL_SHA256"],
+    "sha256: and 64 lower-case hexadecimal digits",
+    |text| match text.strip_prefix("sha256:") {
+        Some(hex) if hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) => {
+            Ok(text.to_string())
+        }
+        _ => Err(String::new()),
+    },
+);
+const SIGNING_KEY_ID: Setting<String> =
+    Setting::new("", &["CONSENSUS_RELEASE_SIGNING_KEY_ID"], "1 to 128 visible ASCII characters", |text| {
+        read_token(text, MAX_ID)
+    });
+const SIGNATURE: Setting<String> =
+    Setting::new("", &["CONSENSUS_RELEASE_SIGNATURE"], "1 to 1024 visible ASCII characters", |text| {
+        read_token(text, 1024)
+    });
+
+impl Sources<'_> {
+    /// What every command but `version` uses.
+    ///
+    /// # Errors
+    /// A wrong value, or no home folder to have a default in.
+    pub fn common(&self) -> Result<Common, UsageError> {
+        Ok(Common {
+            state_dir: self.folder(&STATE_DIR, ".consensus/node")?,
+            log: self.get(&LOG)?,
+            log_level: self.get(&LOG_LEVEL)?.unwrap_or(Level::Info),
+            ca: self.get(&CA)?.map(|path| self.absolute(&path)).transpose()?,
+        })
+    }
+
+    /// The folder of the machine registry, absolute.
+    ///
+    /// # Errors
+    /// A wrong value, or no home folder to have a default in.
+    pub fn machine_registry(&self) -> Result<PathBuf, UsageError> {
+        self.folder(&MACHINE_REGISTRY, ".consensus")
+    }
+
+    /// How to reach the server's HTTP interface.
+    ///
+    /// # Errors
+    /// A wrong value, or none for the server.
+    pub fn network(&self) -> Result<Network, UsageError> {
+        let server = self.get(&SERVER)?.ok_or_else(no_server)?;
+        let warnings = warn_if_open(&server.0);
+        Ok(Network { server, server_key: self.get(&SERVER_KEY)?, warnings })
+    }
+
+    /// How to reach the tunnel.
+    ///
+    /// # Errors
+    /// A wrong value, or none for the server.
+    pub fn tunnel(&self) -> Result<Tunnel, UsageError> {
+        let server = self.get(&SERVER)?;
+        let url = match (self.get(&TUNNEL_URL)?, server) {
+            (Some(url), _) => url,
+            (None, Some(server)) => server.tunnel(),
+            (None, None) => return Err(no_server()),
+        };
+        let mut limits = Limits::default();
+        let ping = self.get(&PING_SECONDS)?;
+        limits.ping_interval = ping.map_or(limits.ping_interval, Duration::from_secs);
+        if let Some(silence) = self.find(&SILENCE_SECONDS)? {
+            limits.silence_limit = Duration::from_secs(silence.value);
+            if limits.silence_limit <= limits.ping_interval {
+                let detail = format!("pings are {} s apart", limits.ping_interval.as_secs());
+                return Err(wrong(&silence.origin, &silence.text, SILENCE_SECONDS.allowed, &detail));
+            }
+        }
+        let warnings = warn_if_open(&url.0);
+        Ok(Tunnel {
+            url,
+            server_key: self.get(&SERVER_KEY)?,
+            candidate_id: self.get(&CANDIDATE_ID)?,
+            limits,
+            warnings,
+        })
+    }
+
+    /// What serving takes.
+    ///
+    /// # Errors
+    /// A wrong value.
+    pub fn serving(&self) -> Result<Serving, UsageError> {
+        let max_requests = self.get(&MAX_REQUESTS)?.and_then(|n| usize::try_from(n).ok());
+        Ok(Serving {
+            max_requests: max_requests.unwrap_or(Limits::default().max_requests),
+            allow_private_targets: self.switch("--allow-private-targets"),
+        })
+    }
+
+    /// Where the local API listens.
+    ///
+    /// # Errors
+    /// A wrong value.
+    pub fn listen(&self) -> Result<SocketAddr, UsageError> {
+        if let Some(address) = self.get(&LISTEN)? {
+            return Ok(address);
+        }
+        let host = self.get(&NODE_HOST)?.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        Ok(SocketAddr::new(host, self.get(&NODE_PORT)?.unwrap_or(9090)))
+    }
+
+    /// What a registration takes.
+    ///
+    /// # Errors
+    /// A wrong value, or what is missing: all of it at once.
+    pub fn registering(&self) -> Result<Registering, UsageError> {
+        let contact = self.get(&CONTACT)?;
+        let email = self.get(&EMAIL)?.or_else(|| contact.as_deref().and_then(read_email));
+        let (ipv4, evm, solana, icp) =
+            (self.get(&IPV4)?, self.get(&EVM_ADDRESS)?, self.get(&SOLANA_ADDRESS)?, self.get(&ICP_ADDRESS)?);
+        let verification_id = self.get(&VERIFICATION_ID)?;
+        let code = self.get(&CODE)?;
+        if code.is_some() && verification_id.is_none() {
+            return Err(UsageError::new("--code needs --verification-id: the verification that it is for"));
+        }
+        let mut missing = Vec::new();
+        let mut need = |present: bool, names: String| {
+            if !present {
+                missing.push(names);
+            }
+        };
+        need(email.is_some(), EMAIL.names());
+        need(ipv4.is_some(), IPV4.names());
+        need(evm.is_some(), EVM_ADDRESS.names());
+        need(solana.is_some(), SOLANA_ADDRESS.names());
+        need(icp.is_some(), ICP_ADDRESS.names());
+        let (Some(email), Some(ipv4), Some(evm_address), Some(solana_address), Some(icp_address)) =
+            (email, ipv4, evm, solana, icp)
+        else {
+            return Err(UsageError::new(&format!("missing: {}", missing.join(", "))));
+        };
+        Ok(Registering {
+            contact: contact.unwrap_or_else(|| email.clone()),
+            email,
+            ipv4,
+            ipv6: self.get(&IPV6)?,
+            port: self.get(&PORT)?.unwrap_or(9090),
+            evm_address,
+            solana_address,
+            icp_address,
+            email_verification_token: self.get(&EMAIL_VERIFICATION_TOKEN)?,
+            verification_id,
+            code,
+            machine_id: self.get(&MACHINE_ID)?,
+        })
+    }
+
+    /// What the environment says about the release.
+    ///
+    /// # Errors
+    /// A wrong value.
+    pub fn release(&self) -> Result<Release, UsageError> {
+        Ok(Release {
+            version: self.get(&VERSION)?,
+            commit: self.get(&COMMIT)?,
+            platform: self.get(&PLATFORM)?,
+            download_url: self.get(&DOWNLOAD_URL)?,
+            tarball_sha256: self.get(&TARBALL_SHA256)?,
+            signing_key_id: self.get(&SIGNING_KEY_ID)?,
+            signature: self.get(&SIGNATURE)?,
+        })
+    }
+
+    fn folder(&self, setting: &Setting<PathBuf>, default: &str) -> Result<PathBuf, UsageError> {
+        match self.get(setting)? {
+            Some(path) => self.absolute(&path),
+            None => match self.home() {
+                Some(home) => self.absolute(&home.join(default)),
+                None => {
+                    Err(UsageError::new(&format!("missing: {}; HOME is not set either", setting.names())))
+                }
+            },
+        }
+    }
+
+    fn home(&self) -> Option<PathBuf> {
+        (self.env)("HOME").filter(|home| !home.is_empty()).map(PathBuf::from)
+    }
+
+    /// Absolute, so that it means the same in every process; `~/` is the home folder also where no shell has seen
+    /// the value, as in a unit file. Text, because it goes into `machine.json`.
+    fn absolute(&self, path: &Path) -> Result<PathBuf, UsageError> {
+        let path = match (path.strip_prefix("~"), self.home()) {
+            (Ok(rest), Some(home)) => home.join(rest),
+            _ => path.to_path_buf(),
+        };
+        let shown = path.to_string_lossy().into_owned();
+        match std::path::absolute(&path) {
+            Ok(path) if path.to_str().is_some() => Ok(path),
+            _ => Err(UsageError::new(&format!("{shown:?} cannot be made an absolute path in UTF-8"))),
+        }
+    }
+}
+
+fn no_server() -> UsageError {
+    UsageError::new(&format!(
+        "missing: {}, the https:// address of the network's server; there is no default",
+        SERVER.names()
+    ))
+}
+
+fn warn_if_open(url: &Url) -> Vec<String> {
+    if !is_open_to_others(url) {
+        return Vec::new();
+    }
+    vec![format!(
+        "{}: the connection to {} is not encrypted by TLS; use it in a lab only",
+        url.scheme(),
+        authority_of(url)
+    )]
+}
+
+fn read_path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains('\0') { Err(String::new()) } else { Ok(PathBuf::from(text)) }
+}
+
+fn read_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    if !schemes.contains(&url.scheme()) {
+        return Err(format!("the scheme is {}", url.scheme()));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("it has a user name or password".to_string());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("it has a query or fragment".to_string());
+    }
+    Ok(url)
+}
+
+fn read_number<T: FromStr + PartialOrd>(text: &str, least: T, most: T) -> Result<T, String> {
+    // `parse` takes a plus sign; a setting with one is more likely a slip.
+    if !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(String::new());
+    }
+    match text.parse() {
+        Ok(number) if number >= least && number <= most => Ok(number),
+        _ => Err(String::new()),
+    }
+}
+
+fn read_text(text: &str, max: usize) -> Result<String, String> {
+    if text.is_empty() || text.len() > max || text.chars().any(char::is_control) {
+        return Err(String::new());
+    }
+    Ok(text.to_string())
+}
+
+fn read_token(text: &str, max: usize) -> Result<String, String> {
+    if text.is_empty() || text.len() > max || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(String::new());
+    }
+    Ok(text.to_string())
+}
+
+fn is_word(text: &str) -> bool {
+    (1..=16).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+/// The server sends a code there, which is the real check; this one catches slips.
+fn read_email(text: &str) -> Option<String> {
+    let (local, domain) = text.split_once('@')?;
+    let fine = !local.is_empty()
+        && text.len() <= 254
+        && domain.contains('.')
+        && !domain.contains('@')
+        && domain.split('.').all(|label| !label.is_empty())
+        && !text.chars().any(|c| c.is_control() || c.is_whitespace());
+    fine.then(|| text.to_string())
+}
+
+fn read_server_key(text: &str) -> Result<[u8; 32], String> {
+    if let Some(key) = key_of_text(text) {
+        return key;
+    }
+    let path = read_path(text)?;
+    let mut content = String::new();
+    std::fs::File::open(&path)
+        .and_then(|file| {
+            std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_KEY_FILE), &mut content)
+        })
+        .map_err(|error| format!("no key, and as a file: {error}"))?;
+    key_of_text(content.trim()).unwrap_or_else(|| Err("the file holds no key".to_string()))
+}
+
+/// `None` where the text is none of the forms of a key, and so may be a path.
+fn key_of_text(text: &str) -> Option<Result<[u8; 32], String>> {
+    if text.starts_with("-----BEGIN") {
+        // Files of variables cannot hold line ends, and often have them written out.
+        let pem = text.replace("\\n", "\n");
+        return Some(pem::decode_public(&pem).map_err(|error| error.to_string()));
+    }
+    if text.starts_with('{') {
+        let key = serde_json::from_str::<serde_json::Value>(text).ok().and_then(|value| {
+            // A set, as `GET /orchestrator/pubkey` gives it, is fine where there is no choice to make.
+            let one = match value.get("keys").and_then(serde_json::Value::as_array).map(Vec::as_slice) {
+                Some([key]) => key,
+                Some(_) => return None,
+                None => &value,
+            };
+            Jwk::from_value(one).map(|jwk| *jwk.key())
+        });
+        return Some(key.ok_or_else(|| "not an Ed25519 JWK, nor a set of one".to_string()));
+    }
+    base64::decode_array(text).map(Ok)
+}
+
+/// Payout addresses, as the core checks them.
+mod payout {
+    pub(super) fn evm(text: &str) -> Result<String, String> {
+        let digits = text.strip_prefix("0x").ok_or_else(String::new)?;
+        let fine = digits.len() == 40 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        if fine { Ok(text.to_string()) } else { Err(String::new()) }
+    }
+
+    pub(super) fn solana(text: &str) -> Result<String, String> {
+        let is_base58 = |b: u8| b.is_ascii_alphanumeric() && !matches!(b, b'0' | b'O' | b'I' | b'l');
+        let fine = (32..=44).contains(&text.len()) && text.bytes().all(is_base58);
+        if fine { Ok(text.to_string()) } else { Err(String::new()) }
+    }
+
+    pub(super) fn icp(text: &str) -> Result<String, String> {
+        let fine = (9..=63).contains(&text.len())
+            && text.contains('-')
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if fine { Ok(text.to_string()) } else { Err(String::new()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_dir::tests::Scratch;
+
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    fn with<T>(options: Pairs<'_>, env: Pairs<'_>, read: impl FnOnce(Sources<'_>) -> T) -> T {
+        let options =
+            options.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string())).collect();
+        let find = |name: &str| {
+            let found = env.iter().rev().find(|(known, _)| *known == name);
+            found.map(|(_, value)| OsString::from(value)).or((name == "HOME").then(|| "/home/op".into()))
+        };
+        read(Sources { options: &options, env: &find })
+    }
+
+    const ICP: &str = "rrkah-fqaaa-aaaaa-aaaaq-cai";
+    const EVM: &str = "0x52908400098527886E0F7030069857D2E4169EE7";
+    const SOLANA: &str = "4fYNw3dojWmQ4dXtSGE9epjRGy9pFSx62YypT7avPYvA";
+    const FULL: Pairs<'_> = &[
+        ("CONSENSUS_SERVER_URL", "https://node.example"),
+        ("CONSENSUS_NODE_CONTACT", "op@example.org"),
+        ("CONSENSUS_NODE_IPV4", "203.0.114.7"),
+        ("CONSENSUS_EVM_ADDRESS", EVM),
+        ("CONSENSUS_SOLANA_ADDRESS", SOLANA),
+        ("CONSENSUS_ICP_ADDRESS", ICP),
+    ];
+
+    /// Reads everything there is, as one command that uses it all.
+    fn read_all(sources: Sources<'_>) -> Result<(), UsageError> {
+        sources.common()?;
+        sources.machine_registry()?;
+        sources.network()?;
+        sources.tunnel()?;
+        sources.serving()?;
+        sources.listen()?;
+        sources.registering()?;
+        sources.release()?;
+        Ok(())
+    }
+
+    #[test]
+    fn every_setting_with_a_wrong_value_is_named_with_the_value_and_what_is_allowed() {
+        let matrix: &[(&str, &[&str], &[&str])] = &[
+            ("--state-dir", &["CONSENSUS_STATE_DIR"], &["\0"]),
+            ("", &["CONSENSUS_MACHINE_REGISTRY_DIR"], &["\0"]),
+            ("--log", &["CONSENSUS_LOG"], &["xml", "JSON"]),
+            ("--log-level", &["CONSENSUS_LOG_LEVEL"], &["loud", "2"]),
+            ("--ca", &["CONSENSUS_CA_FILE"], &["/does/not/exist", "/"]),
+            (
+                "--server",
+                &["CONSENSUS_SERVER_URL"],
+                &[
+                    "node.example",
+                    "ftp://a",
+                    "https://",
+                    "https://a/b",
+                    "https://u:p@a",
+                    "https://a?b",
+                    "wss://a",
+                ],
+            ),
+            (
+                "--tunnel-url",
+                &["CONSENSUS_TUNNEL_URL"],
+                &["a", "ftp://a", "wss://a/?x", "wss://a/#x", "wss://u@a"],
+            ),
+            (
+                "--server-key",
+                &["CONSENSUS_SERVER_KEY"],
+                &["AAAA", "{}", "{\"keys\":[]}", "-----BEGIN PUBLIC KEY-----", "/does/not/exist", "/"],
+            ),
+            ("--candidate-id", &["CONSENSUS_CANDIDATE_ID"], &["a\x1b[2J", "a\nb"]),
+            (
+                "--ping-seconds",
+                &["CONSENSUS_PING_SECONDS"],
+                &["0", "21", "x", "1.5", "-1", "+1", "9999999999999999999999"],
+            ),
+            ("--silence-seconds", &["CONSENSUS_SILENCE_SECONDS"], &["0", "1", "61", "20", "x"]),
+            ("--max-requests", &["CONSENSUS_MAX_REQUESTS"], &["0", "4097", "x"]),
+            ("--listen", &[], &["9090", "host:1", "127.0.0.1", "127.0.0.1:65536", "::1:80x"]),
+            ("", &["NODE_HOST"], &["example.org", "1.2.3"]),
+            ("", &["NODE_PORT"], &["0", "65536", "http"]),
+            ("--email", &[], &["op", "op@", "@example.org", "a b@example.org", "a@b@c.d", "a@b..c", "a@b"]),
+            ("--contact", &["CONSENSUS_NODE_CONTACT"], &["a\rb"]),
+            (
+                "--ipv4",
+                &["CONSENSUS_NODE_IPV4"],
+                &["1.2.3", "0.0.0.0", "255.255.255.255", "224.0.0.1", "::1"],
+            ),
+            ("--ipv6", &["CONSENSUS_NODE_IPV6"], &["1.2.3.4", "::", "ff02::1"]),
+            ("--port", &["CONSENSUS_NODE_PORT"], &["0", "65536", "http"]),
+            (
+                "--evm-address",
+                &["CONSENSUS_EVM_ADDRESS"],
+                &["0x12", "52908400098527886E0F7030069857D2E4169EE7ab"],
+            ),
+            (
+                "--solana-address",
+                &["CONSENSUS_SOLANA_ADDRESS"],
+                &["short", "0OIl0OIl0OIl0OIl0OIl0OIl0OIl0OIl0OIl"],
+            ),
+            ("--icp-address", &["CONSENSUS_ICP_ADDRESS"], &["principal", "RRKAH-fqaaa", "rrkah fqaaa"]),
+            ("--verification-id", &[], &["a b", "\u{202e}"]),
+            ("--machine-id", &["CONSENSUS_MACHINE_ID"], &["a/b", "a b"]),
+            ("", &["CONSENSUS_NODE_VERSION"], &["1 2"]),
+            ("", &["CONSENSUS_NODE_COMMIT"], &["a b"]),
+            ("", &["CONSENSUS_NODE_PLATFORM"], &["linux", "Linux-x64", "linux-"]),
+            ("", &["CONSENSUS_NODE_DOWNLOAD_URL"], &["x", "file:///x"]),
+            ("", &["CONSENSUS_NODE_TARBALL_SHA256"], &["sha256:12", "12"]),
+            ("", &["CONSENSUS_RELEASE_SIGNING_KEY_ID"], &["a b"]),
+            ("", &["CONSENSUS_RELEASE_SIGNATURE"], &["a b"]),
+        ];
+        with(&[], FULL, read_all).unwrap();
+        for (option, variables, values) in matrix {
+            for value in *values {
+                let mut errors = Vec::new();
+                if !option.is_empty() {
+                    errors.push((*option, with(&[(option, value)], FULL, read_all)));
+                    // An option goes before the environment.
+                }
+                for variable in *variables {
+                    let mut env = FULL.to_vec();
+                    env.push((variable, value));
+                    errors.push((*variable, with(&[], &env, read_all)));
+                }
+                for (name, result) in errors {
+                    let text = result.expect_err(&format!("{name} {value:?}")).to_string();
+                    let shown = format!("{value:?}");
+                    assert!(text.starts_with(&format!("{name}: {shown}")), "{text}");
+                    assert!(text.contains("; allowed: "), "{text}");
+                    assert!(!text.chars().any(char::is_control), "{text:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown_even_when_they_are_wrong() {
+        for option in ["--email-verification-token", "--code"] {
+            let options = [(option, "top secret"), ("--verification-id", "v")];
+            let text = with(&options, FULL, read_all).unwrap_err().to_string();
+            assert!(text.starts_with(option) && !text.contains("secret\""), "{text}");
+        }
+    }
+
+    #[test]
+    fn long_values_are_cut_in_the_message() {
+        let text = with(&[("--server", &"x".repeat(5000))], &[], |s| s.network()).unwrap_err().to_string();
+        assert!(text.len() < 400 && text.contains('…'), "{text}");
+    }
+
+    #[test]
+    fn options_go_before_the_environment_and_that_before_defaults() {
+        let env = [("CONSENSUS_SERVER_URL", "https://env.example"), ("NODE_PORT", "7000")];
+        with(&[("--server", "https://option.example:8443/")], &env, |sources| {
+            assert_eq!(sources.network().unwrap().server.base(), "https://option.example:8443");
+            assert_eq!(sources.tunnel().unwrap().url.as_str(), "wss://option.example:8443/node/tunnel");
+            assert_eq!(sources.listen().unwrap().to_string(), "127.0.0.1:7000");
+        });
+        with(&[("--listen", "localhost:0")], &[("NODE_PORT", "junk")], |sources| {
+            assert_eq!(sources.listen().unwrap().to_string(), "127.0.0.1:0");
+        });
+        with(&[], &[("CONSENSUS_SERVER_URL", "")], |sources| {
+            let common = sources.common().unwrap();
+            assert_eq!(common.state_dir, Path::new("/home/op/.consensus/node"));
+            assert_eq!(sources.machine_registry().unwrap(), Path::new("/home/op/.consensus"));
+            assert_eq!((common.log, common.log_level), (None, Level::Info));
+            assert_eq!(sources.listen().unwrap().to_string(), "127.0.0.1:9090");
+        });
+        with(&[("--state-dir", "~/x")], &[], |sources| {
+            assert_eq!(sources.common().unwrap().state_dir, Path::new("/home/op/x"));
+        });
+    }
+
+    #[test]
+    fn a_missing_server_is_said_with_both_of_its_names() {
+        for text in [
+            with(&[], &[], |s| s.network()).unwrap_err().to_string(),
+            with(&[], &[], |s| s.tunnel()).unwrap_err().to_string(),
+        ] {
+            assert!(text.contains("--server") && text.contains("CONSENSUS_SERVER_URL"), "{text}");
+        }
+        let env = [("CONSENSUS_TUNNEL_URL", "ws://127.0.0.1:8080")];
+        assert_eq!(with(&[], &env, |s| s.tunnel()).unwrap().url.as_str(), "ws://127.0.0.1:8080/node/tunnel");
+    }
+
+    #[test]
+    fn a_missing_home_is_said_with_the_setting_that_helps() {
+        let options = BTreeMap::new();
+        let error = Sources { options: &options, env: &|_| None }.common().unwrap_err().to_string();
+        assert!(error.contains("--state-dir") && error.contains("HOME"), "{error}");
+    }
+
+    #[test]
+    fn a_variable_that_is_not_text_is_named() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let options = BTreeMap::new();
+        let env = |name: &str| (name == "CONSENSUS_LOG").then(|| OsString::from_vec(vec![0xff, b'x']));
+        let env = |name: &str| env(name).or((name == "HOME").then(|| "/h".into()));
+        let error = Sources { options: &options, env: &env }.common().unwrap_err().to_string();
+        assert!(error.starts_with("CONSENSUS_LOG: "), "{error}");
+    }
+
+    #[test]
+    fn cleartext_is_warned_of_unless_it_stays_on_the_machine() {
+        for (url, warned) in [
+            ("http://node.example", true),
+            ("http://10.0.0.1:80", true),
+            ("http://localhost:1", false),
+            ("http://127.0.0.9", false),
+            ("http://[::1]:5", false),
+            ("https://node.example", false),
+        ] {
+            let warnings = with(&[("--server", url)], &[], |s| s.network()).unwrap().warnings;
+            assert_eq!(!warnings.is_empty(), warned, "{url}");
+            let warnings = with(&[("--server", url)], &[], |s| s.tunnel()).unwrap().warnings;
+            assert_eq!(!warnings.is_empty(), warned, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_server_key_is_read_in_each_of_its_forms_and_from_a_file() {
+        let key = [7; 32];
+        let jwk = Jwk::of_key(key, "k").to_value().to_string();
+        let scratch = Scratch::new();
+        let forms = [
+            base64::encode_url(&key),
+            base64::encode(&key),
+            jwk.clone(),
+            format!("{{\"keys\":[{jwk}]}}"),
+            pem::encode_public(&key),
+            pem::encode_public(&key).replace('\n', "\\n"),
+        ];
+        for form in &forms {
+            assert_eq!(read_server_key(form.trim()), Ok(key), "{form}");
+            let file = scratch.path().join("key");
+            std::fs::write(&file, format!("{form}\n")).unwrap();
+            assert_eq!(read_server_key(file.to_str().unwrap()), Ok(key), "{form}");
+        }
+    }
+
+    #[test]
+    fn all_that_a_registration_misses_is_said_at_once_and_the_contact_can_be_the_address() {
+        let text = with(&[], &[], |s| s.registering()).unwrap_err().to_string();
+        for name in ["--email", "--ipv4", "CONSENSUS_EVM_ADDRESS", "--solana-address", "--icp-address"] {
+            assert!(text.contains(name), "{text}");
+        }
+        let registering = with(&[], FULL, |s| s.registering()).unwrap();
+        assert_eq!((registering.email.as_str(), registering.port), ("op@example.org", 9090));
+        let options = [("--email", "a@b.org"), ("--contact", "Matrix: @a:b")];
+        let registering = with(&options, FULL, |s| s.registering()).unwrap();
+        assert_eq!((registering.email.as_str(), registering.contact.as_str()), ("a@b.org", "Matrix: @a:b"));
+        let text = with(&[("--code", "1")], FULL, |s| s.registering()).unwrap_err().to_string();
+        assert!(text.contains("--verification-id"), "{text}");
+    }
+}
