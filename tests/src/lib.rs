@@ -4,4 +4,10 @@
 //! implementation than the node's own, so that the two check each other. It is no server for strangers.
 #![forbid(unsafe_code)]
 
+pub mod background;
+pub mod client;
 pub mod conn;
+pub mod options;
+pub mod orchestrator;
+pub mod tls;
+pub mod upstream;

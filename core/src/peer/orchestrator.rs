@@ -65,6 +65,8 @@ pub struct Terms {
     pub admits: bool,
     /// How long an offer to join holds.
     pub offer_lifetime: Duration,
+    /// Whether each plaintext of a data frame is told as it is, in [`Event::Plaintext`]: for those who watch the wire.
+    pub tells_plaintexts: bool,
 }
 
 impl Default for Terms {
@@ -75,6 +77,7 @@ impl Default for Terms {
             required_manifest: None,
             admits: true,
             offer_lifetime: Duration::from_secs(600),
+            tells_plaintexts: false,
         }
     }
 }
@@ -157,6 +160,8 @@ pub enum Event {
         /// The response, or why there is none.
         outcome: Result<ProxyResponse, ProxyFailure>,
     },
+    /// A message as it stood in its frame; what it leads to follows. Only where the terms want it.
+    Plaintext(Vec<u8>),
     /// Any other message of the node.
     Message(Box<Message>),
     /// The node sent something that is not of the protocol; it was told so.
@@ -379,7 +384,12 @@ impl<C: Crypto> Orchestrator<C> {
 
     fn receive(&mut self, now: Now, mut data: Vec<u8>) {
         let opened = match self.session.open(&mut data) {
-            Ok((kind, plaintext)) => Ok((kind, Message::parse(plaintext))),
+            Ok((kind, plaintext)) => {
+                if self.terms.tells_plaintexts && kind == FrameType::Data {
+                    self.outputs.push_back(Output::Event(Event::Plaintext(plaintext.to_vec())));
+                }
+                Ok((kind, Message::parse(plaintext)))
+            }
             Err(error) => Err(error.to_string()),
         };
         match opened {
