@@ -2,3 +2,4 @@
 
 pub mod integrity;
 pub mod manifest;
+pub mod verify;
