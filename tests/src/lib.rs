@@ -5,9 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod background;
+pub mod binaries;
 pub mod client;
 pub mod conn;
+pub mod demo;
+pub mod footprint;
+pub mod network;
 pub mod options;
 pub mod orchestrator;
+pub mod process;
 pub mod tls;
 pub mod upstream;

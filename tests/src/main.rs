@@ -1,2 +1,56 @@
-//! A complete local Consensus network.
-fn main() {}
+//! `consensus-testbed`: a local Consensus network to look at, try and measure nodes with.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use argh::FromArgs;
+use consensus_testbed::demo::{self, Demo};
+use consensus_testbed::footprint::{self, Footprint};
+use consensus_testbed::options::Options;
+use consensus_testbed::orchestrator::{Journal, Orchestrator};
+
+/// A complete local Consensus network.
+#[derive(FromArgs)]
+struct Arguments {
+    #[argh(subcommand)]
+    command: Command,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Command {
+    Serve(Box<Options>),
+    Demo(Demo),
+    Footprint(Footprint),
+}
+
+fn main() -> ExitCode {
+    let arguments: Arguments = argh::from_env();
+    let passed = match arguments.command {
+        Command::Serve(options) => serve(*options),
+        Command::Demo(demo) => demo::run(&demo),
+        Command::Footprint(footprint) => footprint::run(&footprint),
+    };
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Serves until the process is ended.
+fn serve(options: Options) -> bool {
+    let listen = options.listen;
+    match Orchestrator::start(options, Journal::new(true)) {
+        Ok(orchestrator) => {
+            println!("serving at {}", orchestrator.url());
+            if let Some(ca) = orchestrator.ca_file() {
+                println!("a node trusts it with --ca {}", ca.display());
+            }
+            println!("its signing key, for --server-key:\n{}", orchestrator.public_key_pem());
+            loop {
+                std::thread::park();
+            }
+        }
+        Err(error) => {
+            eprintln!("consensus-testbed: {listen}: {error}");
+            false
+        }
+    }
+}
