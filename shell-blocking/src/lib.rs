@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod dial;
 pub mod effects;
 pub mod http;
 pub mod log;
@@ -15,6 +16,7 @@ pub mod settings;
 pub mod state_dir;
 pub mod system;
 pub mod tls;
+pub mod websocket;
 
 #[cfg(feature = "runtime")]
 pub mod blocking;
