@@ -1,0 +1,3 @@
+//! The command line, the same for both shells.
+
+mod options;
