@@ -15,6 +15,7 @@ use std::time::Duration;
 use consensus_core::crypto::pem;
 use consensus_core::event::Level;
 use consensus_core::limits::{Limits, MAX_ID};
+use consensus_core::registration::{AddressError, validate_evm, validate_icp, validate_solana};
 use consensus_core::state::{Jwk, is_node_id};
 use consensus_core::text::printable;
 use consensus_core::wire::base64;
@@ -258,8 +259,8 @@ pub struct Serving {
 /// What a registration takes.
 #[derive(Clone, Debug)]
 pub struct Registering {
-    /// Where the code is sent.
-    pub email: String,
+    /// Where the code is sent. May be absent where a token is given.
+    pub email: Option<String>,
     /// How the network reaches the operator.
     pub contact: String,
     /// The node's public address.
@@ -276,10 +277,8 @@ pub struct Registering {
     pub icp_address: String,
     /// An email address verified earlier.
     pub email_verification_token: Option<String>,
-    /// A verification begun earlier.
-    pub verification_id: Option<String>,
-    /// The code of that verification.
-    pub code: Option<String>,
+    /// A verification begun earlier and its code.
+    pub verification: Option<(String, String)>,
     /// The operator's own name for the machine.
     pub machine_id: Option<String>,
 }
@@ -434,18 +433,20 @@ const PORT: Setting<u16> =
         read_number(text, 1, 65_535)
     });
 const EVM_ADDRESS: Setting<String> =
-    Setting::new("--evm-address", &["CONSENSUS_EVM_ADDRESS"], "0x and 40 hexadecimal digits", payout::evm);
+    Setting::new("--evm-address", &["CONSENSUS_EVM_ADDRESS"], "0x and 40 hexadecimal digits", |text| {
+        read_address(text, validate_evm)
+    });
 const SOLANA_ADDRESS: Setting<String> = Setting::new(
     "--solana-address",
     &["CONSENSUS_SOLANA_ADDRESS"],
     "32 to 44 characters of base58",
-    payout::solana,
+    |text| read_address(text, validate_solana),
 );
 const ICP_ADDRESS: Setting<String> = Setting::new(
     "--icp-address",
     &["CONSENSUS_ICP_ADDRESS"],
     "a textual principal, such as 2vxsx-fae",
-    payout::icp,
+    |text| read_address(text, validate_icp),
 );
 const EMAIL_VERIFICATION_TOKEN: Setting<String> = Setting::new(
     "--email-verification-token",
@@ -523,11 +524,19 @@ impl Sources<'_> {
     /// A wrong value, or no home folder to have a default in.
     pub fn common(&self) -> Result<Common, UsageError> {
         Ok(Common {
-            state_dir: self.folder(&STATE_DIR, ".consensus/node")?,
+            state_dir: self.state_dir()?,
             log: self.get(&LOG)?,
             log_level: self.get(&LOG_LEVEL)?.unwrap_or(Level::Info),
             ca: self.get(&CA)?.map(|path| self.absolute(&path)).transpose()?,
         })
+    }
+
+    /// The state directory, absolute.
+    ///
+    /// # Errors
+    /// A wrong value, or no home folder to have a default in.
+    pub fn state_dir(&self) -> Result<PathBuf, UsageError> {
+        self.folder(&STATE_DIR, ".consensus/node")
     }
 
     /// The folder of the machine registry, absolute.
@@ -612,10 +621,12 @@ impl Sources<'_> {
         let email = self.get(&EMAIL)?.or_else(|| contact.as_deref().and_then(read_email));
         let (ipv4, evm, solana, icp) =
             (self.get(&IPV4)?, self.get(&EVM_ADDRESS)?, self.get(&SOLANA_ADDRESS)?, self.get(&ICP_ADDRESS)?);
+        let contact = contact.or_else(|| email.clone());
+        let token = self.get(&EMAIL_VERIFICATION_TOKEN)?;
         let verification_id = self.get(&VERIFICATION_ID)?;
         let code = self.get(&CODE)?;
-        if code.is_some() && verification_id.is_none() {
-            return Err(UsageError::new("--code needs --verification-id: the verification that it is for"));
+        if code.is_some() != verification_id.is_some() {
+            return Err(UsageError::new("--code and --verification-id are given together, or neither is"));
         }
         let mut missing = Vec::new();
         let mut need = |present: bool, names: String| {
@@ -623,18 +634,19 @@ impl Sources<'_> {
                 missing.push(names);
             }
         };
-        need(email.is_some(), EMAIL.names());
+        need(email.is_some() || token.is_some(), EMAIL.names());
+        need(contact.is_some(), CONTACT.names());
         need(ipv4.is_some(), IPV4.names());
         need(evm.is_some(), EVM_ADDRESS.names());
         need(solana.is_some(), SOLANA_ADDRESS.names());
         need(icp.is_some(), ICP_ADDRESS.names());
-        let (Some(email), Some(ipv4), Some(evm_address), Some(solana_address), Some(icp_address)) =
-            (email, ipv4, evm, solana, icp)
+        let (Some(contact), Some(ipv4), Some(evm_address), Some(solana_address), Some(icp_address)) =
+            (contact, ipv4, evm, solana, icp)
         else {
             return Err(UsageError::new(&format!("missing: {}", missing.join(", "))));
         };
         Ok(Registering {
-            contact: contact.unwrap_or_else(|| email.clone()),
+            contact,
             email,
             ipv4,
             ipv6: self.get(&IPV6)?,
@@ -642,9 +654,8 @@ impl Sources<'_> {
             evm_address,
             solana_address,
             icp_address,
-            email_verification_token: self.get(&EMAIL_VERIFICATION_TOKEN)?,
-            verification_id,
-            code,
+            email_verification_token: token,
+            verification: verification_id.zip(code),
             machine_id: self.get(&MACHINE_ID)?,
         })
     }
@@ -766,7 +777,6 @@ fn read_email(text: &str) -> Option<String> {
     let (local, domain) = text.split_once('@')?;
     let fine = !local.is_empty()
         && text.len() <= 254
-        && domain.contains('.')
         && !domain.contains('@')
         && domain.split('.').all(|label| !label.is_empty())
         && !text.chars().any(|c| c.is_control() || c.is_whitespace());
@@ -809,26 +819,9 @@ fn key_of_text(text: &str) -> Option<Result<[u8; 32], String>> {
     base64::decode_array(text).map(Ok)
 }
 
-/// Payout addresses, as the core checks them.
-mod payout {
-    pub(super) fn evm(text: &str) -> Result<String, String> {
-        let digits = text.strip_prefix("0x").ok_or_else(String::new)?;
-        let fine = digits.len() == 40 && digits.bytes().all(|b| b.is_ascii_hexdigit());
-        if fine { Ok(text.to_string()) } else { Err(String::new()) }
-    }
-
-    pub(super) fn solana(text: &str) -> Result<String, String> {
-        let is_base58 = |b: u8| b.is_ascii_alphanumeric() && !matches!(b, b'0' | b'O' | b'I' | b'l');
-        let fine = (32..=44).contains(&text.len()) && text.bytes().all(is_base58);
-        if fine { Ok(text.to_string()) } else { Err(String::new()) }
-    }
-
-    pub(super) fn icp(text: &str) -> Result<String, String> {
-        let fine = (9..=63).contains(&text.len())
-            && text.contains('-')
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if fine { Ok(text.to_string()) } else { Err(String::new()) }
-    }
+/// A payout address that the core finds nothing wrong with.
+fn read_address(text: &str, check: fn(&str) -> Result<(), AddressError>) -> Result<String, String> {
+    check(text).map(|()| text.to_string()).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -915,7 +908,7 @@ mod tests {
             ("--listen", &[], &["9090", "host:1", "127.0.0.1", "127.0.0.1:65536", "::1:80x"]),
             ("", &["NODE_HOST"], &["example.org", "1.2.3"]),
             ("", &["NODE_PORT"], &["0", "65536", "http"]),
-            ("--email", &[], &["op", "op@", "@example.org", "a b@example.org", "a@b@c.d", "a@b..c", "a@b"]),
+            ("--email", &[], &["op", "op@", "@example.org", "a b@example.org", "a@b@c.d", "a@b..c", "a@"]),
             ("--contact", &["CONSENSUS_NODE_CONTACT"], &["a\rb"]),
             (
                 "--ipv4",
@@ -1081,10 +1074,13 @@ mod tests {
             assert!(text.contains(name), "{text}");
         }
         let registering = with(&[], FULL, |s| s.registering()).unwrap();
-        assert_eq!((registering.email.as_str(), registering.port), ("op@example.org", 9090));
+        assert_eq!((registering.email.as_deref(), registering.port), (Some("op@example.org"), 9090));
         let options = [("--email", "a@b.org"), ("--contact", "Matrix: @a:b")];
         let registering = with(&options, FULL, |s| s.registering()).unwrap();
-        assert_eq!((registering.email.as_str(), registering.contact.as_str()), ("a@b.org", "Matrix: @a:b"));
+        assert_eq!(
+            (registering.email.as_deref(), registering.contact.as_str()),
+            (Some("a@b.org"), "Matrix: @a:b")
+        );
         let text = with(&[("--code", "1")], FULL, |s| s.registering()).unwrap_err().to_string();
         assert!(text.contains("--verification-id"), "{text}");
     }

@@ -1,3 +1,255 @@
-//! The command line, the same for both shells.
+//! The command line, the same for both shells: `eval register control start run verify version`.
 
+mod node;
 mod options;
+mod register;
+mod verify;
+mod version;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use consensus_core::crypto::Drbg;
+use consensus_core::event::Level;
+use consensus_core::io::{Finish, Outcome};
+use consensus_core::registration::Notice;
+use consensus_core::state::Registration;
+use consensus_core::text::printable;
+use serde_json::Value;
+
+use self::options::{Invocation, Name, NoInvocation};
+use crate::log::Log;
+use crate::runtime_api::{Environment, Provider, Runtime};
+use crate::settings::{Common, Sources, UsageError};
+use crate::state_dir::{FileError, LoadedIdentity, LockError, StateDir};
+use crate::system;
+
+/// The exit code of a usage error; the others are of [`Outcome::exit_code`].
+const USAGE: u8 = 2;
+
+/// Runs the program: reads the command line and the environment, does what they ask, and gives the exit code.
+/// Never returns early by ending the process.
+pub fn main<R: Runtime>(runtime: &R) -> ExitCode {
+    // The first reading of the clock is the start of the process.
+    let _ = system::now();
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    ExitCode::from(run(runtime, &arguments, &|name| std::env::var_os(name)))
+}
+
+fn run<R: Runtime>(runtime: &R, arguments: &[OsString], env: &dyn Fn(&str) -> Option<OsString>) -> u8 {
+    let invocation = match invocation(R::PROGRAM, arguments) {
+        Ok(invocation) => invocation,
+        Err(NoInvocation::Help(text)) => return print(&format!("{}\n", text.trim_end())),
+        Err(NoInvocation::Usage(text)) => return usage_error(R::PROGRAM, &text),
+    };
+    let sources = Sources { options: &invocation.options, env };
+    let result = match invocation.command {
+        Name::Version => version::run::<R>(&sources),
+        command => Setup::new(&sources).and_then(|setup| {
+            let result = match command {
+                Name::Eval => node::eval(runtime, &sources, &setup),
+                Name::Control => node::control(runtime, &sources, &setup),
+                Name::Start => node::start(runtime, &sources, &setup),
+                Name::Run => node::run(runtime, &sources, &setup),
+                Name::Register => register::run(runtime, &sources, &setup),
+                Name::Verify | Name::Version => verify::run(runtime, &sources, &setup),
+            };
+            match result {
+                Err(Failure::Finish(finish)) => Ok(setup.finish(&finish)),
+                other => other,
+            }
+        }),
+    };
+    match result {
+        Ok(code) => code,
+        Err(Failure::Usage(error)) => usage_error(R::PROGRAM, &error.to_string()),
+        Err(Failure::Finish(finish)) => {
+            // Before there is a log.
+            let _ = writeln!(std::io::stderr(), "{}: {}", R::PROGRAM, printable(&finish.message));
+            finish.outcome.exit_code()
+        }
+    }
+}
+
+fn invocation(program: &str, arguments: &[OsString]) -> Result<Invocation, NoInvocation> {
+    let mut words = Vec::new();
+    for argument in arguments {
+        match argument.to_str() {
+            Some(word) => words.push(word.to_string()),
+            None => {
+                let shown = argument.to_string_lossy();
+                return Err(NoInvocation::Usage(format!("{shown:?} is not allowed; allowed: text in UTF-8")));
+            }
+        }
+    }
+    options::parse(program, &words)
+}
+
+/// One line on standard error, whatever the log looks like: there may be no log yet, and the reader is a person.
+fn usage_error(program: &str, text: &str) -> u8 {
+    let _ = writeln!(std::io::stderr(), "{program}: {}", printable(text));
+    USAGE
+}
+
+/// What was asked for, on standard output.
+fn print(text: &str) -> u8 {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => Outcome::Done.exit_code(),
+        Err(_) => Outcome::Internal.exit_code(),
+    }
+}
+
+/// Why a command came to nothing.
+#[derive(Debug)]
+enum Failure {
+    Usage(UsageError),
+    Finish(Finish),
+}
+
+impl Failure {
+    fn new(outcome: Outcome, message: String) -> Self {
+        Self::Finish(Finish { outcome, message })
+    }
+
+    fn internal(message: String) -> Self {
+        Self::new(Outcome::Internal, message)
+    }
+}
+
+impl From<UsageError> for Failure {
+    fn from(error: UsageError) -> Self {
+        Self::Usage(error)
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
+impl From<LockError> for Failure {
+    fn from(error: LockError) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
+/// What every command but `version` begins with.
+struct Setup {
+    common: Common,
+    log: Log,
+}
+
+impl Setup {
+    fn new(sources: &Sources<'_>) -> Result<Self, Failure> {
+        let common = sources.common()?;
+        let log = Log::stderr(common.log, common.log_level);
+        Ok(Self { common, log })
+    }
+
+    /// The state directory as it is; nothing is made.
+    fn state_dir(&self) -> StateDir {
+        StateDir::at(&self.common.state_dir)
+    }
+
+    /// The state directory, made where it is missing.
+    fn open_state_dir(&self) -> Result<StateDir, Failure> {
+        Ok(StateDir::open(&self.common.state_dir)?)
+    }
+
+    /// What a runtime needs; nothing listens yet.
+    fn environment(&self, state_dir: &StateDir) -> Result<Environment, Failure> {
+        Ok(Environment {
+            state_dir: state_dir.clone(),
+            tls: tls_config(self.common.ca.as_deref())?,
+            allow_private_targets: false,
+            listen: None,
+            log: self.log.clone(),
+        })
+    }
+
+    /// The identity, with what the operator should know about it told. A registered node's key is never made anew:
+    /// the network knows the node by it.
+    fn identity(
+        &self,
+        state_dir: &StateDir,
+        registration: Option<&Registration>,
+    ) -> Result<LoadedIdentity, Failure> {
+        let key = state_dir.path(consensus_core::io::StateFile::NodeKey);
+        let identity = match registration {
+            Some(registration) => state_dir.identity()?.ok_or_else(|| {
+                Failure::internal(format!(
+                    "{}: missing, and node {} is registered with this key; bring it back from a backup",
+                    key.display(),
+                    registration.node_id
+                ))
+            })?,
+            None => {
+                let mut rng = Drbg::new(system::seed().map_err(Failure::internal)?);
+                state_dir.load_or_create_identity(Provider::default(), &mut rng)?
+            }
+        };
+        if identity.created {
+            let text = format!("a new identity was made: {}; keep a copy of it", key.display());
+            self.note(Level::Info, "identity_created", &text);
+        }
+        if let Some(mode) = identity.narrowed_from {
+            let text = format!("{} had mode {mode:04o} and could be read by others; now 0600", key.display());
+            self.note(Level::Warn, "key_mode_narrowed", &text);
+        }
+        Ok(identity)
+    }
+
+    fn note(&self, level: Level, event: &'static str, text: &str) {
+        self.log.note(level, "node", event, text, &[]);
+    }
+
+    fn warn(&self, warnings: &[String]) {
+        for warning in warnings {
+            self.log.note(Level::Warn, "settings", "warning", warning, &[]);
+        }
+    }
+
+    fn notice(&self, scope: &'static str, notice: &Notice) {
+        self.log.note(notice.level, scope, "notice", &notice.text, &[]);
+    }
+
+    /// The last line: how it ended. Gives the exit code.
+    fn finish(&self, finish: &Finish) -> u8 {
+        let level = if finish.outcome == Outcome::Done { Level::Info } else { Level::Error };
+        let code = finish.outcome.exit_code();
+        let outcome = serde_json::to_value(finish.outcome).unwrap_or_default();
+        let members = [("outcome", outcome), ("exit_code", Value::from(code))];
+        self.log.note(level, "node", "finished", &finish.message, &members);
+        code
+    }
+}
+
+/// A file that is no certificate is a wrong setting, and named as one.
+fn tls_config(ca: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, Failure> {
+    client_config(ca).map_err(|error| match ca {
+        Some(_) => Failure::Usage(UsageError::new(&format!("--ca (or CONSENSUS_CA_FILE): {error}"))),
+        None => Failure::internal(error),
+    })
+}
+
+/// Stands in until `tls` lands.
+fn client_config(ca: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, String> {
+    use rustls::pki_types::pem::PemObject as _;
+    let mut roots = rustls::RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    for root in rustls_native_certs::load_native_certs().certs {
+        let _ = roots.add(root);
+    }
+    if let Some(ca) = ca {
+        let certificates = rustls::pki_types::CertificateDer::pem_file_iter(ca).map_err(|e| e.to_string())?;
+        for certificate in certificates {
+            roots.add(certificate.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    Ok(Arc::new(config.map_err(|e| e.to_string())?.with_root_certificates(roots).with_no_client_auth()))
+}

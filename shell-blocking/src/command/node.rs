@@ -1,0 +1,193 @@
+//! The commands that run a node: `eval`, `control`, `start`, `run`.
+
+use std::net::SocketAddr;
+
+use consensus_core::event::Level;
+use consensus_core::io::{Finish, Outcome};
+use consensus_core::limits::Limits;
+use consensus_core::node::{Config, Node};
+use consensus_core::state::Registration;
+use consensus_core::tunnel::Mode;
+use serde_json::Value;
+
+use super::{Failure, Setup, version};
+use crate::runtime_api::{Provider, Runtime};
+use crate::settings::{Serving, Sources, Tunnel, authority};
+use crate::state_dir::{Lock, StateDir};
+use crate::system;
+
+/// What a node is to do.
+struct Plan {
+    tunnel: Option<(Mode, Tunnel)>,
+    serving: Serving,
+    listen: Option<SocketAddr>,
+    registration: Option<Registration>,
+    state_dir: StateDir,
+    /// Held until the node ends.
+    _lock: Option<Lock>,
+}
+
+pub(super) fn eval<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup) -> Result<u8, Failure> {
+    let tunnel = sources.tunnel()?;
+    let state_dir = setup.open_state_dir()?;
+    let registration = state_dir.registration()?;
+    let serving = Serving { max_requests: Limits::default().max_requests, allow_private_targets: false };
+    let tunnel = Some((Mode::Eval, tunnel));
+    let plan = Plan { tunnel, serving, listen: None, registration, state_dir, _lock: None };
+    let finish = drive(runtime, sources, setup, plan)?;
+    let code = setup.finish(&finish);
+    if finish.outcome == Outcome::Done {
+        let text = format!("next: {} register (see {0} register --help)", R::PROGRAM);
+        setup.note(Level::Info, "next", &text);
+    }
+    Ok(code)
+}
+
+pub(super) fn control<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup) -> Result<u8, Failure> {
+    serve(runtime, sources, setup, None)
+}
+
+pub(super) fn run<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup) -> Result<u8, Failure> {
+    serve(runtime, sources, setup, Some(sources.listen()?))
+}
+
+fn serve<R: Runtime>(
+    runtime: &R,
+    sources: &Sources<'_>,
+    setup: &Setup,
+    listen: Option<SocketAddr>,
+) -> Result<u8, Failure> {
+    let tunnel = sources.tunnel()?;
+    let serving = sources.serving()?;
+    let registration = setup.state_dir().registration()?;
+    if registration.is_none() {
+        let message = format!(
+            "{}: this node is not registered; run `{program} eval`, then `{program} register`",
+            setup.common.state_dir.display(),
+            program = R::PROGRAM
+        );
+        return Err(Failure::new(Outcome::NotRegistered, message));
+    }
+    let state_dir = setup.open_state_dir()?;
+    let lock = state_dir.lock()?;
+    if lock.is_none() {
+        let text =
+            "the file system of the state directory has no locks: see to it that no second node runs on it";
+        setup.note(Level::Warn, "no_lock", text);
+    }
+    let tunnel = Some((Mode::Control, tunnel));
+    let plan = Plan { tunnel, serving, listen, registration, state_dir, _lock: lock };
+    let finish = drive(runtime, sources, setup, plan)?;
+    Ok(setup.finish(&finish))
+}
+
+pub(super) fn start<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup) -> Result<u8, Failure> {
+    let listen = Some(sources.listen()?);
+    let serving = sources.serving()?;
+    let state_dir = setup.open_state_dir()?;
+    let registration = state_dir.registration()?;
+    let plan = Plan { tunnel: None, serving, listen, registration, state_dir, _lock: None };
+    let finish = drive(runtime, sources, setup, plan)?;
+    Ok(setup.finish(&finish))
+}
+
+fn drive<R: Runtime>(
+    runtime: &R,
+    sources: &Sources<'_>,
+    setup: &Setup,
+    plan: Plan,
+) -> Result<Finish, Failure> {
+    let manifest = version::manifest(sources, &plan.state_dir)?;
+    let mut environment = setup.environment(&plan.state_dir)?;
+    environment.listen = plan.listen;
+    environment.allow_private_targets = plan.serving.allow_private_targets;
+    let identity = setup.identity(&plan.state_dir, plan.registration.as_ref())?;
+
+    say_start::<R>(setup, &plan, &manifest.version);
+    warn(setup, &plan);
+
+    let registration = plan.registration;
+    let pinned = registration.as_ref().and_then(Registration::server_key);
+    let (mode, tunnel_url, server_key, candidate_id, mut limits) = match plan.tunnel {
+        Some((mode, tunnel)) => (
+            Some(mode),
+            tunnel.url.as_str().to_string(),
+            tunnel.server_key.or(pinned),
+            tunnel.candidate_id,
+            tunnel.limits,
+        ),
+        None => (None, String::new(), pinned, None, Limits::default()),
+    };
+    limits.max_requests = plan.serving.max_requests;
+    let config = Config {
+        mode,
+        tunnel_url,
+        server_key,
+        identity_seed: identity.seed,
+        candidate_id,
+        registration,
+        manifest,
+        limits,
+        allow_private_targets: plan.serving.allow_private_targets,
+    };
+    let seed = system::seed().map_err(Failure::internal)?;
+    let node = Node::new(config, Provider::default(), seed, system::now());
+    runtime.drive(node, environment).map_err(Failure::internal)
+}
+
+/// The one line that says what this process is.
+fn say_start<R: Runtime>(setup: &Setup, plan: &Plan, version: &str) {
+    let state = setup.common.state_dir.to_string_lossy().into_owned();
+    let mut text = format!("{} {version}", R::PROGRAM);
+    let mut members = vec![
+        ("program", Value::from(R::PROGRAM)),
+        ("version", Value::from(version)),
+        ("shell", Value::from(R::SHELL)),
+        ("pid", Value::from(std::process::id())),
+        ("state_dir", Value::from(state.as_str())),
+    ];
+    match &plan.registration {
+        Some(registration) => {
+            text.push_str(&format!(", node {}", registration.node_id));
+            members.push(("node_id", Value::from(registration.node_id.as_str())));
+        }
+        None => text.push_str(", not registered"),
+    }
+    if let Some((mode, tunnel)) = &plan.tunnel {
+        let server = authority(tunnel.url.as_str());
+        text.push_str(&format!(", {mode} with {server}"));
+        members.push(("mode", Value::from(mode.as_str())));
+        members.push(("server", Value::from(server)));
+    }
+    if let Some(listen) = plan.listen {
+        text.push_str(&format!(", local API at {listen}"));
+        members.push(("listen", Value::from(listen.to_string())));
+    }
+    text.push_str(&format!(", state in {state}"));
+    setup.log.note(Level::Info, "node", "starting", &text, &members);
+}
+
+fn warn(setup: &Setup, plan: &Plan) {
+    if let Some((_, tunnel)) = &plan.tunnel {
+        setup.warn(&tunnel.warnings);
+        let pinned = plan.registration.as_ref().and_then(Registration::server_key);
+        if tunnel.server_key.is_some() && pinned.is_some() && tunnel.server_key != pinned {
+            setup
+                .warn(&["--server-key is not the key pinned at registration; it goes before it".to_string()]);
+        }
+    }
+    if plan.serving.allow_private_targets {
+        setup.warn(&[
+            "--allow-private-targets: STRANGERS CAN REACH THIS MACHINE'S PRIVATE NETWORK THROUGH THIS NODE, \
+                      cloud metadata services included; never use it outside a lab"
+                .to_string(),
+        ]);
+    }
+    if let Some(listen) = plan.listen {
+        if !listen.ip().is_loopback() {
+            setup.warn(&[format!(
+                "the local API listens on {listen}: whoever reaches it can fetch and measure through this node"
+            )]);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! `version`, and what the running release is.
+
+use consensus_core::release::manifest::{ARTIFACT, IMPLEMENTATION, Manifest, PRODUCT};
+use serde_json::json;
+
+use super::{Failure, print};
+use crate::runtime_api::Runtime;
+use crate::settings::Sources;
+use crate::state_dir::StateDir;
+use crate::system;
+
+/// The version of the protocol: protocol.md.
+const PROTOCOL: u32 = 1;
+
+/// The manifest of the release that runs. What is said in the environment goes before the state directory's
+/// `release-manifest.json`, and that before what the build knows.
+pub(super) fn manifest(sources: &Sources<'_>, state_dir: &StateDir) -> Result<Manifest, Failure> {
+    let mut manifest = state_dir.release_manifest()?.unwrap_or_else(|| {
+        let commit = option_env!("CONSENSUS_NODE_BUILD_COMMIT").unwrap_or("unknown");
+        Manifest::of_this_release(env!("CARGO_PKG_VERSION"), commit, &system::platform())
+    });
+    // The file may be the deployed node's. It says which release this is, but what kind of program runs, the program
+    // itself knows better.
+    manifest.product = PRODUCT.to_string();
+    manifest.artifact = ARTIFACT.to_string();
+    manifest.implementation = Some(IMPLEMENTATION.to_string());
+    let said = sources.release()?;
+    let texts = [
+        (&mut manifest.version, said.version),
+        (&mut manifest.commit, said.commit),
+        (&mut manifest.platform, said.platform),
+    ];
+    for (member, text) in texts {
+        if let Some(text) = text {
+            *member = text;
+        }
+    }
+    manifest.download_url = said.download_url.or(manifest.download_url);
+    manifest.tarball_sha256 = said.tarball_sha256.or(manifest.tarball_sha256);
+    manifest.signing_key_id = said.signing_key_id.or(manifest.signing_key_id);
+    manifest.signature = said.signature.or(manifest.signature);
+    Ok(manifest)
+}
+
+pub(super) fn run<R: Runtime>(sources: &Sources<'_>) -> Result<u8, Failure> {
+    let manifest = manifest(sources, &StateDir::at(&sources.state_dir()?))?;
+    if sources.options.contains_key("--json") {
+        let version = json!({
+            "product": manifest.product,
+            "version": manifest.version,
+            "commit": manifest.commit,
+            "runtime": IMPLEMENTATION,
+            "shell": R::SHELL,
+            "platform": manifest.platform,
+            "protocol": PROTOCOL,
+        });
+        return Ok(print(&format!("{version}\n")));
+    }
+    Ok(print(&format!(
+        "{} {} (commit {}, {}, {IMPLEMENTATION}, {} shell, protocol {PROTOCOL})\n",
+        R::PROGRAM,
+        manifest.version,
+        manifest.commit,
+        manifest.platform,
+        R::SHELL
+    )))
+}
