@@ -1,7 +1,6 @@
 //! What a shell's runtime gives to the part that both shells share.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use consensus_core::crypto::pure::Pure;
 use consensus_core::io::{Fetch, FetchError, Finish, Response};
@@ -9,6 +8,7 @@ use consensus_core::node::Node;
 
 use crate::log::Log;
 use crate::state_dir::StateDir;
+use crate::tls::Tls;
 
 /// The crypto provider that the shells run.
 pub type Provider = Pure;
@@ -18,8 +18,8 @@ pub type Provider = Pure;
 pub struct Environment {
     /// Where the state files are; [`effects`](crate::effects) writes them.
     pub state_dir: StateDir,
-    /// TLS settings for every outgoing connection.
-    pub tls: Arc<rustls::ClientConfig>,
+    /// TLS settings for every outgoing connection; the roots are read when the first one needs them.
+    pub tls: Tls,
     /// Whether strangers may reach addresses that are not globally reachable (labs only).
     pub allow_private_targets: bool,
     /// Where the local API listens, if it does. Port 0 is any free one: the runtime logs the address it got.

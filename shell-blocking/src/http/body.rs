@@ -203,7 +203,7 @@ mod tests {
     }
 
     fn both(input: &[u8]) -> Result<(Vec<u8>, usize, bool), BodyError> {
-        let whole = read(input, input.len());
+        let whole = read(input, input.len().max(1));
         assert_eq!(whole, read(input, 1), "{:?}", String::from_utf8_lossy(input));
         whole
     }
@@ -230,7 +230,7 @@ mod tests {
     fn a_part_is_not_complete() {
         let input = b"5\r\nhello\r\n0\r\nT: 1\r\n\r\n";
         for end in 0..input.len() {
-            assert!(!both(&input[..end].to_vec()).unwrap().2, "{end}");
+            assert!(!both(&input[..end]).unwrap().2, "{end}");
         }
     }
 

@@ -212,7 +212,8 @@ impl Exchange {
         }
         // ureq-proto decides the framing; names as they came, their order and the reason phrase are only here.
         let reason = parsed.reason.unwrap_or_default().to_string();
-        let headers = parsed.headers.iter().map(|field| (field.name.to_string(), latin1(field.value))).collect();
+        let headers =
+            parsed.headers.iter().map(|field| (field.name.to_string(), latin1(field.value))).collect();
         let http10 = parsed.version == Some(0);
         let (_, seen) = head.call.try_response(&head.bytes, false).map_err(|e| protocol(&e.to_string()))?;
         let seen = seen.ok_or_else(|| protocol("the response's head is not whole"))?;
@@ -407,8 +408,8 @@ mod tests {
         for name in ["Content-Length", "transfer-encoding", "Expect", "host", "connection"] {
             with_framing.headers.push((name.to_string(), "7".to_string()));
         }
-        let text = String::from_utf8(written(exchange(with_framing).unwrap())[..].escape_ascii().collect())
-            .unwrap();
+        let text =
+            String::from_utf8(written(exchange(with_framing).unwrap())[..].escape_ascii().collect()).unwrap();
         assert_eq!(
             text,
             r"POST /a?b=c|d HTTP/1.1\r\nhost: example.com:8080\r\naccept: caf\xe9\r\ncontent-length: 4\r\n\r\nbody"
@@ -439,7 +440,8 @@ mod tests {
 
     #[test]
     fn requests_that_would_split_are_refused() {
-        for (name, value) in [("a\r\nb", "x"), ("a", "x\r\nb: c"), ("a", "\u{10d}"), ("", "x"), ("a b", "x")] {
+        for (name, value) in [("a\r\nb", "x"), ("a", "x\r\nb: c"), ("a", "\u{10d}"), ("", "x"), ("a b", "x")]
+        {
             let mut bad = fetch("GET", None);
             bad.headers.push((name.to_string(), value.to_string()));
             assert_eq!(exchange(bad).unwrap_err().kind, FetchErrorKind::Url);
@@ -451,14 +453,16 @@ mod tests {
 
     #[test]
     fn responses_come_as_they_are() {
-        let (response, reusable) = ok("HTTP/1.1 203 Oh, Well\r\nX-B: 1\r\nx-a:  2 \r\nX-B: 3\r\ncontent-length: 2\r\n\r\nhi");
+        let (response, reusable) =
+            ok("HTTP/1.1 203 Oh, Well\r\nX-B: 1\r\nx-a:  2 \r\nX-B: 3\r\ncontent-length: 2\r\n\r\nhi");
         assert!(reusable);
         assert_eq!((response.status, response.reason.as_str()), (203, "Oh, Well"));
         let headers: Vec<_> = response.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         assert_eq!(headers, [("X-B", "1"), ("x-a", "2"), ("X-B", "3"), ("content-length", "2")]);
         assert_eq!(response.body, b"hi");
 
-        let (response, _) = both("GET", b"HTTP/1.1 200 \r\nx: caf\xe9\r\ncontent-length: 0\r\n\r\n", false).unwrap();
+        let (response, _) =
+            both("GET", b"HTTP/1.1 200 \r\nx: caf\xe9\r\ncontent-length: 0\r\n\r\n", false).unwrap();
         assert_eq!(response.headers[0].1, "caf\u{e9}");
         assert_eq!(response.reason, "");
     }
@@ -466,18 +470,42 @@ mod tests {
     #[test]
     fn every_framing_ends_where_it_should() {
         for (method, bytes, closed, body, reusable) in [
-            ("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", false, "hi", true),
+            (
+                "GET",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+                false,
+                "hi",
+                true,
+            ),
             ("GET", "HTTP/1.1 200 OK\r\n\r\nall of it", true, "all of it", false),
             ("GET", "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nhi", false, "hi", false),
-            ("GET", "HTTP/1.0 200 OK\r\nconnection: Keep-Alive\r\ncontent-length: 2\r\n\r\nhi", false, "hi", true),
-            ("GET", "HTTP/1.1 200 OK\r\nconnection: x, Close\r\ncontent-length: 2\r\n\r\nhi", false, "hi", false),
+            (
+                "GET",
+                "HTTP/1.0 200 OK\r\nconnection: Keep-Alive\r\ncontent-length: 2\r\n\r\nhi",
+                false,
+                "hi",
+                true,
+            ),
+            (
+                "GET",
+                "HTTP/1.1 200 OK\r\nconnection: x, Close\r\ncontent-length: 2\r\n\r\nhi",
+                false,
+                "hi",
+                false,
+            ),
             ("HEAD", "HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", false, "", true),
             ("HEAD", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", false, "", true),
             ("GET", "HTTP/1.1 204 No\r\n\r\n", false, "", true),
             ("GET", "HTTP/1.1 304 No\r\ncontent-length: 5\r\n\r\n", false, "", true),
             ("GET", "HTTP/1.1 302 Go\r\nlocation: /x\r\ncontent-length: 1\r\n\r\n!", false, "!", true),
             ("GET", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nhi", false, "hi", true),
-            ("GET", "HTTP/1.1 100 Continue\r\nx: y\r\n\r\nHTTP/1.1 103 Early\r\nlink: x\r\n\r\nHTTP/1.1 204 No\r\n\r\n", false, "", true),
+            (
+                "GET",
+                "HTTP/1.1 100 Continue\r\nx: y\r\n\r\nHTTP/1.1 103 Early\r\nlink: x\r\n\r\nHTTP/1.1 204 No\r\n\r\n",
+                false,
+                "",
+                true,
+            ),
             ("GET", "\r\n\r\nHTTP/1.1 204 No\r\n\r\n", false, "", true),
             ("GET", "HTTP/1.1 200 OK\ncontent-length: 2\n\nhi", false, "hi", true),
         ] {
@@ -565,7 +593,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3e9\r\n".to_string(),
             format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(1001)),
         ] {
-            assert_eq!(error(bytes.as_bytes(), false), FetchErrorKind::TooLarge, "{:.80}", bytes);
+            assert_eq!(error(bytes.as_bytes(), false), FetchErrorKind::TooLarge, "{bytes:.80}");
         }
         let most = "a: b\r\n".repeat(MAX_HTTP_HEADERS - 1);
         assert!(both("GET", format!("HTTP/1.1 204 No\r\n{most}b: c\r\n\r\n").as_bytes(), false).is_ok());

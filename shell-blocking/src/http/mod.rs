@@ -2,15 +2,11 @@
 //!
 //! [`client`] makes one exchange, [`server`] reads the requests of one connection. ureq-proto writes and reads the
 //! heads and decides the framing; around it stands what it leaves open: bounds, refusals of ambiguous framing, and
-//! a reader of bodies ([`body`]) that is strict about chunks. Feeding bytes whole or one at a time gives the same
+//! a reader of bodies (`body`) that is strict about chunks. Feeding bytes whole or one at a time gives the same
 //! result.
-//!
-//! [`dial`] holds the rules about where a connection may go, [`link`] what both shells make of a WebSocket.
 
-pub mod body;
+mod body;
 pub mod client;
-pub mod dial;
-pub mod link;
 pub mod server;
 
 use http::HeaderMap;
@@ -39,11 +35,7 @@ impl HeadEnd {
         while self.looked_at < bytes.len() {
             let at = self.looked_at;
             self.looked_at += 1;
-            let empty = bytes[at] == b'\n'
-                && match bytes[..at] {
-                    [.., b'\n'] | [.., b'\n', b'\r'] => true,
-                    _ => false,
-                };
+            let empty = bytes[at] == b'\n' && matches!(bytes[..at], [.., b'\n'] | [.., b'\n', b'\r']);
             if empty {
                 return Some(at + 1);
             }

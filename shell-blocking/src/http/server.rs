@@ -26,8 +26,14 @@ pub struct Connection {
 }
 
 enum State {
-    Head { end: HeadEnd },
-    Body { request: LocalRequest, body: Body, then: Then },
+    Head {
+        end: HeadEnd,
+    },
+    Body {
+        request: LocalRequest,
+        body: Body,
+        then: Then,
+    },
     /// A request is with the caller.
     Asked(Then),
     Closed,
@@ -306,8 +312,8 @@ fn read_head(head: &[u8]) -> Result<(LocalRequest, Body, Then, bool), Refusal> {
         }
         None => false,
     };
-    let keep_alive = !has_connection_option(headers, "close")
-        && (!http10 || has_connection_option(headers, "keep-alive"));
+    let keep_alive =
+        !has_connection_option(headers, "close") && (!http10 || has_connection_option(headers, "keep-alive"));
     let then = Then { keep_alive, http10, is_head: request.method() == http::Method::HEAD };
     let request = LocalRequest {
         method: request.method().as_str().to_string(),
@@ -365,7 +371,9 @@ fn target(request: &Request<()>) -> Result<String, Refusal> {
     let uri = request.uri();
     match uri.path_and_query() {
         Some(path) if path.as_str().starts_with('/') => Ok(path.as_str().to_string()),
-        Some(path) if path.as_str() == "*" && request.method() == http::Method::OPTIONS => Ok("*".to_string()),
+        Some(path) if path.as_str() == "*" && request.method() == http::Method::OPTIONS => {
+            Ok("*".to_string())
+        }
         _ => Err(bad("the request's target is not a path")),
     }
 }
@@ -375,13 +383,15 @@ fn write(response: &LocalResponse, then: Then, now: Duration) -> Vec<u8> {
     let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut out = Vec::with_capacity(256 + response.body.len());
     out.extend_from_slice(
-        format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).as_bytes(),
+        format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default())
+            .as_bytes(),
     );
     for (name, value) in &response.headers {
         let name = HeaderName::from_bytes(name.as_bytes()).ok();
         let value = latin1_bytes(value).and_then(|bytes| HeaderValue::from_bytes(&bytes).ok());
         let (Some(name), Some(value)) = (name, value) else { continue };
-        if ![CONTENT_LENGTH, TRANSFER_ENCODING, http::header::CONNECTION, http::header::DATE].contains(&name) {
+        if ![CONTENT_LENGTH, TRANSFER_ENCODING, http::header::CONNECTION, http::header::DATE].contains(&name)
+        {
             out.extend_from_slice(name.as_str().as_bytes());
             out.extend_from_slice(b": ");
             out.extend_from_slice(value.as_bytes());
@@ -412,8 +422,7 @@ fn date(unix: Duration) -> String {
     // Years begin in March here, so that the leap day is the last of one; eras have 400 years (146 097 days).
     let shifted = days + 719_468;
     let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
@@ -520,7 +529,8 @@ mod tests {
         let (requests, written) = both(b"GET / HTTP/1.0\r\n\r\nGET / HTTP/1.0\r\n\r\n");
         assert_eq!(requests.len(), 1);
         assert!(written.contains("connection: close\r\n"));
-        let (requests, written) = both(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n");
+        let (requests, written) =
+            both(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n");
         assert_eq!(requests.len(), 2);
         assert!(written.contains("connection: keep-alive\r\n"));
     }
@@ -571,7 +581,9 @@ mod tests {
             let bytes = format!("POST / HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
             assert_eq!(refused(&bytes), 400, "{head}");
         }
-        for coding in ["gzip, chunked", "chunked, chunked", "identity", "xchunked", "\"chunked\"", "", "chunked;x"] {
+        for coding in
+            ["gzip, chunked", "chunked, chunked", "identity", "xchunked", "\"chunked\"", "", "chunked;x"]
+        {
             let bytes = format!("POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: {coding}\r\n\r\n0\r\n\r\n");
             assert_eq!(refused(&bytes), 501, "{coding}");
         }
@@ -627,9 +639,13 @@ mod tests {
         connection.received(b"GET / HTTP/1.1\r\nhost: x\r\n\r\nnext");
         assert!(matches!(connection.next(NOW), Step::Request(_)));
         let mut response = answer("x");
-        for (name, value) in
-            [("a", "b\r\nc: d"), ("a\r\n", "b"), ("content-length", "7"), ("good", "caf\u{e9}"), ("a", "\u{100}")]
-        {
+        for (name, value) in [
+            ("a", "b\r\nc: d"),
+            ("a\r\n", "b"),
+            ("content-length", "7"),
+            ("good", "caf\u{e9}"),
+            ("a", "\u{100}"),
+        ] {
             response.headers.push((name.to_string(), value.to_string()));
         }
         let written = connection.respond(&response, NOW);
@@ -653,7 +669,7 @@ mod tests {
         for (seconds, text) in [
             (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
             (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
-            (1_795_391_521, "Mon, 23 Nov 2026 00:52:01 GMT"),
+            (1_795_391_521, "Sun, 22 Nov 2026 23:52:01 GMT"),
             (4_107_542_399, "Sun, 28 Feb 2100 23:59:59 GMT"),
             (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
         ] {
