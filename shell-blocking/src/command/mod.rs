@@ -10,7 +10,6 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use consensus_core::crypto::Drbg;
 use consensus_core::event::Level;
@@ -26,6 +25,7 @@ use crate::runtime_api::{Environment, Provider, Runtime};
 use crate::settings::{Common, Sources, UsageError};
 use crate::state_dir::{FileError, LoadedIdentity, LockError, StateDir};
 use crate::system;
+use crate::tls::Tls;
 
 /// The exit code of a usage error; the others are of [`Outcome::exit_code`].
 const USAGE: u8 = 2;
@@ -164,7 +164,7 @@ impl Setup {
     fn environment(&self, state_dir: &StateDir) -> Result<Environment, Failure> {
         Ok(Environment {
             state_dir: state_dir.clone(),
-            tls: tls_config(self.common.ca.as_deref())?,
+            tls: tls(self.common.ca.as_deref())?,
             allow_private_targets: false,
             listen: None,
             log: self.log.clone(),
@@ -229,27 +229,7 @@ impl Setup {
 }
 
 /// A file that is no certificate is a wrong setting, and named as one.
-fn tls_config(ca: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, Failure> {
-    client_config(ca).map_err(|error| match ca {
-        Some(_) => Failure::Usage(UsageError::new(&format!("--ca (or CONSENSUS_CA_FILE): {error}"))),
-        None => Failure::internal(error),
-    })
-}
-
-/// Stands in until `tls` lands.
-fn client_config(ca: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, String> {
-    use rustls::pki_types::pem::PemObject as _;
-    let mut roots = rustls::RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    for root in rustls_native_certs::load_native_certs().certs {
-        let _ = roots.add(root);
-    }
-    if let Some(ca) = ca {
-        let certificates = rustls::pki_types::CertificateDer::pem_file_iter(ca).map_err(|e| e.to_string())?;
-        for certificate in certificates {
-            roots.add(certificate.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    Ok(Arc::new(config.map_err(|e| e.to_string())?.with_root_certificates(roots).with_no_client_auth()))
+fn tls(ca: Option<&Path>) -> Result<Tls, Failure> {
+    Tls::new(ca)
+        .map_err(|error| Failure::Usage(UsageError::new(&format!("--ca (or CONSENSUS_CA_FILE): {error}"))))
 }
