@@ -77,3 +77,43 @@ pub fn perform_blocking(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Format;
+    use crate::state_dir::tests::Scratch;
+    use consensus_core::bench::report::Report;
+    use consensus_core::event::Level;
+
+    fn perform(state: &StateDir, effect: Effect) -> EffectResult {
+        let log = Log::to_writer(Box::new(std::io::sink()), Format::Json, Level::Error);
+        match Work::from(effect) {
+            Work::Blocking(work) => perform_blocking(work, state, &log, &mut |_| {}, &|| false),
+            Work::Fetch(fetch) => panic!("{fetch:?}"),
+        }
+    }
+
+    #[test]
+    fn files_are_written_and_removed_and_a_failure_names_the_file() {
+        let scratch = Scratch::new();
+        let state = StateDir::open(scratch.path()).unwrap();
+        let file = StateFile::JoinAuth;
+        let written = perform(&state, Effect::Write { file, data: b"{}".to_vec() });
+        assert_eq!(written, EffectResult::Written(Ok(())));
+        assert!(state.path(file).exists());
+        assert_eq!(perform(&state, Effect::Remove { file }), EffectResult::Written(Ok(())));
+        assert!(!state.path(file).exists());
+        std::fs::create_dir(state.path(file)).unwrap();
+        let failed = perform(&state, Effect::Write { file, data: b"{}".to_vec() });
+        let EffectResult::Written(Err(text)) = failed else { panic!("{failed:?}") };
+        assert!(text.contains("join-auth.json"), "{text}");
+    }
+
+    #[test]
+    fn the_machine_is_described() {
+        let scratch = Scratch::new();
+        let result = perform(&StateDir::at(scratch.path()), Effect::Measure(Measurement::System));
+        assert!(matches!(result, EffectResult::Measured(Ok(Report::System(_)))), "{result:?}");
+    }
+}

@@ -7,7 +7,7 @@ mod verify;
 mod version;
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -36,41 +36,72 @@ pub fn main<R: Runtime>(runtime: &R) -> ExitCode {
     // The first reading of the clock is the start of the process.
     let _ = system::now();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    ExitCode::from(run(runtime, &arguments, &|name| std::env::var_os(name)))
+    let mut surroundings = Surroundings {
+        env: &|name| std::env::var_os(name),
+        stdout: &mut std::io::stdout(),
+        stderr: &mut std::io::stderr(),
+        log: &|common| Log::stderr(common.log, common.log_level),
+    };
+    ExitCode::from(run(runtime, &arguments, &mut surroundings))
 }
 
-fn run<R: Runtime>(runtime: &R, arguments: &[OsString], env: &dyn Fn(&str) -> Option<OsString>) -> u8 {
-    let invocation = match invocation(R::PROGRAM, arguments) {
-        Ok(invocation) => invocation,
-        Err(NoInvocation::Help(text)) => return print(&format!("{}\n", text.trim_end())),
-        Err(NoInvocation::Usage(text)) => return usage_error(R::PROGRAM, &text),
+/// What the process has, and a test stands in for.
+struct Surroundings<'a> {
+    env: &'a dyn Fn(&str) -> Option<OsString>,
+    /// For what was asked for: help, versions.
+    stdout: &'a mut dyn Write,
+    /// For usage errors: one line each, whatever the log looks like. There may be no log yet, and the reader is a
+    /// person.
+    stderr: &'a mut dyn Write,
+    log: &'a dyn Fn(&Common) -> Log,
+}
+
+fn run<R: Runtime>(runtime: &R, arguments: &[OsString], surroundings: &mut Surroundings<'_>) -> u8 {
+    let failure = match invocation(R::PROGRAM, arguments) {
+        Ok(invocation) => match dispatch(runtime, &invocation, surroundings) {
+            Ok(code) => return code,
+            Err(failure) => failure,
+        },
+        Err(NoInvocation::Help(text)) => {
+            return print(surroundings.stdout, &format!("{}\n", text.trim_end()));
+        }
+        Err(NoInvocation::Usage(text)) => Failure::Usage(UsageError::new(&text)),
     };
-    let sources = Sources { options: &invocation.options, env };
+    let (message, code) = match failure {
+        Failure::Usage(error) => (error.to_string(), USAGE),
+        Failure::Finish(finish) => (printable(&finish.message), finish.outcome.exit_code()),
+    };
+    let _ = writeln!(surroundings.stderr, "{}: {message}", R::PROGRAM);
+    code
+}
+
+fn dispatch<R: Runtime>(
+    runtime: &R,
+    invocation: &Invocation,
+    surroundings: &mut Surroundings<'_>,
+) -> Result<u8, Failure> {
+    let sources = Sources { options: &invocation.options, env: surroundings.env };
+    if invocation.command == Name::Version {
+        return Ok(print(surroundings.stdout, &version::text::<R>(&sources)?));
+    }
+    let common = sources.common()?;
+    if invocation.command != Name::Register {
+        // Read again where it is used; here, so that a wrong value is told before anything is done.
+        sources.release()?;
+    }
+    let log = (surroundings.log)(&common);
+    let setup = Setup { common, log };
     let result = match invocation.command {
-        Name::Version => version::run::<R>(&sources),
-        command => Setup::new(&sources).and_then(|setup| {
-            let result = match command {
-                Name::Eval => node::eval(runtime, &sources, &setup),
-                Name::Control => node::control(runtime, &sources, &setup),
-                Name::Start => node::start(runtime, &sources, &setup),
-                Name::Run => node::run(runtime, &sources, &setup),
-                Name::Register => register::run(runtime, &sources, &setup),
-                Name::Verify | Name::Version => verify::run(runtime, &sources, &setup),
-            };
-            match result {
-                Err(Failure::Finish(finish)) => Ok(setup.finish(&finish)),
-                other => other,
-            }
-        }),
+        Name::Eval => node::eval(runtime, &sources, &setup),
+        Name::Control => node::control(runtime, &sources, &setup),
+        Name::Start => node::start(runtime, &sources, &setup),
+        Name::Run => node::run(runtime, &sources, &setup),
+        Name::Register => register::run(runtime, &sources, &setup),
+        Name::Verify | Name::Version => verify::run(runtime, &sources, &setup),
     };
     match result {
-        Ok(code) => code,
-        Err(Failure::Usage(error)) => usage_error(R::PROGRAM, &error.to_string()),
-        Err(Failure::Finish(finish)) => {
-            // Before there is a log.
-            let _ = writeln!(std::io::stderr(), "{}: {}", R::PROGRAM, printable(&finish.message));
-            finish.outcome.exit_code()
-        }
+        Err(Failure::Finish(finish)) => Ok(setup.finish(&finish)),
+        other => other,
     }
 }
 
@@ -88,15 +119,8 @@ fn invocation(program: &str, arguments: &[OsString]) -> Result<Invocation, NoInv
     options::parse(program, &words)
 }
 
-/// One line on standard error, whatever the log looks like: there may be no log yet, and the reader is a person.
-fn usage_error(program: &str, text: &str) -> u8 {
-    let _ = writeln!(std::io::stderr(), "{program}: {}", printable(text));
-    USAGE
-}
-
-/// What was asked for, on standard output.
-fn print(text: &str) -> u8 {
-    match std::io::stdout().write_all(text.as_bytes()) {
+fn print(out: &mut dyn Write, text: &str) -> u8 {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Outcome::Done.exit_code(),
         Err(_) => Outcome::Internal.exit_code(),
     }
@@ -144,12 +168,6 @@ struct Setup {
 }
 
 impl Setup {
-    fn new(sources: &Sources<'_>) -> Result<Self, Failure> {
-        let common = sources.common()?;
-        let log = Log::stderr(common.log, common.log_level);
-        Ok(Self { common, log })
-    }
-
     /// The state directory as it is; nothing is made.
     fn state_dir(&self) -> StateDir {
         StateDir::at(&self.common.state_dir)
@@ -233,3 +251,6 @@ fn tls(ca: Option<&Path>) -> Result<Tls, Failure> {
     Tls::new(ca)
         .map_err(|error| Failure::Usage(UsageError::new(&format!("--ca (or CONSENSUS_CA_FILE): {error}"))))
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,9 @@ pub(super) struct Invocation {
     pub(super) options: BTreeMap<String, String>,
 }
 
+/// The width of a terminal that nobody has widened.
+const COLUMNS: usize = 80;
+
 /// The subcommands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {
@@ -131,8 +134,9 @@ subcommand! {
     Register "register",
     "Register this node after a passed eval: verifies your email address, then joins. On a terminal the code of the \
      email is asked for; elsewhere, run it twice, the second time with --verification-id and --code.",
-    example: "{command_name} --server https://server.example --email you@example.org --ipv4 192.0.2.7 \
-        --evm-address 0x… --solana-address … --icp-address …",
+    example: "{command_name} --server https://server.example \\\n\
+        \u{a0} --email you@example.org --ipv4 192.0.2.7 \\\n\
+        \u{a0} --evm-address 0x… --solana-address … --icp-address …",
     [network common] {
         (email "ADDRESS" "your email address; a code is sent there (default: the contact, where that is one)")
         (contact "TEXT" "how the network reaches you (CONSENSUS_NODE_CONTACT; default: the email address)")
@@ -258,9 +262,33 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
             Subcommand::Verify(options) => options.into_invocation(),
             Subcommand::Version(options) => options.into_invocation(),
         }),
-        Err(exit) if exit.status.is_ok() => Err(NoInvocation::Help(exit.output)),
+        Err(exit) if exit.status.is_ok() => Err(NoInvocation::Help(wrap(&exit.output))),
         Err(exit) => Err(NoInvocation::Usage(usage_line(program, &words, &exit.output))),
     }
+}
+
+/// argh wraps the options, but neither the usage nor the description.
+fn wrap(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.replace('\u{a0}', " ").lines() {
+        // An option and its argument stay together.
+        let (separator, indent) = if line.starts_with("Usage:") { (" [", "           [") } else { (" ", "") };
+        let mut width = 0;
+        for (i, word) in line.split(separator).enumerate() {
+            let length = word.chars().count() + separator.len();
+            if i > 0 && width + length > COLUMNS && !line.starts_with(' ') {
+                out.push('\n');
+                out.push_str(indent);
+                width = indent.len();
+            } else if i > 0 {
+                out.push_str(separator);
+            }
+            out.push_str(word);
+            width += length;
+        }
+        out.push('\n');
+    }
+    out
 }
 
 /// argh's message in one line, with where to read more.
@@ -326,6 +354,7 @@ mod tests {
                 assert!(text.contains("Examples:"), "{text}");
                 assert!(text.contains(&format!("consensus-node {command} --")), "{text}");
                 assert!(text.contains("--state-dir"), "{text}");
+                assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
             }
         }
         let text = help_of(&["--help"]);

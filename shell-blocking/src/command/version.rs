@@ -3,7 +3,7 @@
 use consensus_core::release::manifest::{ARTIFACT, IMPLEMENTATION, Manifest, PRODUCT};
 use serde_json::json;
 
-use super::{Failure, print};
+use super::Failure;
 use crate::runtime_api::Runtime;
 use crate::settings::Sources;
 use crate::state_dir::StateDir;
@@ -42,7 +42,8 @@ pub(super) fn manifest(sources: &Sources<'_>, state_dir: &StateDir) -> Result<Ma
     Ok(manifest)
 }
 
-pub(super) fn run<R: Runtime>(sources: &Sources<'_>) -> Result<u8, Failure> {
+/// What `version` prints.
+pub(super) fn text<R: Runtime>(sources: &Sources<'_>) -> Result<String, Failure> {
     let manifest = manifest(sources, &StateDir::at(&sources.state_dir()?))?;
     if sources.options.contains_key("--json") {
         let version = json!({
@@ -54,14 +55,14 @@ pub(super) fn run<R: Runtime>(sources: &Sources<'_>) -> Result<u8, Failure> {
             "platform": manifest.platform,
             "protocol": PROTOCOL,
         });
-        return Ok(print(&format!("{version}\n")));
+        return Ok(format!("{version}\n"));
     }
-    Ok(print(&format!(
+    Ok(format!(
         "{} {} (commit {}, {}, {IMPLEMENTATION}, {} shell, protocol {PROTOCOL})\n",
         R::PROGRAM,
         manifest.version,
         manifest.commit,
         manifest.platform,
         R::SHELL
-    )))
+    ))
 }
