@@ -1,2 +1,29 @@
-//! The node on smol, for servers.
+//! The node on smol, for servers: one thread owns the node and every socket; what blocks runs on smol's pool.
 #![forbid(unsafe_code)]
+
+mod api;
+mod dial;
+mod fetch;
+mod link;
+mod runtime;
+
+use consensus_core::io::{Fetch, FetchError, Finish, Response};
+use consensus_core::node::Node;
+use shell_blocking::runtime_api::{Environment, Provider, Runtime};
+
+/// The smol runtime.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Smol;
+
+impl Runtime for Smol {
+    const PROGRAM: &'static str = "consensus-node";
+    const SHELL: &'static str = "smol";
+
+    fn drive(&self, node: Node<Provider>, environment: Environment) -> Result<Finish, String> {
+        runtime::drive(node, environment)
+    }
+
+    fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
+        smol::block_on(fetch::fetch(&environment.tls, request))
+    }
+}

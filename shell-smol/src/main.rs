@@ -1,2 +1,7 @@
 //! The node on smol.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    shell_blocking::command::main(&shell_smol::Smol)
+}

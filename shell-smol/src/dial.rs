@@ -1,0 +1,62 @@
+//! Connections: resolve, connect, TLS.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use consensus_core::guard::{Scheme, Target};
+use consensus_core::io::Audience;
+use futures_rustls::TlsConnector;
+use shell_blocking::dial::{CONNECT_TIMEOUT, DialError, candidates, unresolved};
+use shell_blocking::tls::Tls;
+use smol::io::{AsyncRead, AsyncWrite};
+use smol::net::TcpStream;
+use smol::{Timer, future};
+
+/// A connection, plain or over TLS.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+pub(crate) type Transport = Box<dyn Duplex>;
+
+/// Connects to `target` on behalf of `audience`.
+pub(crate) async fn dial(target: &Target, audience: Audience, tls: &Tls) -> Result<Transport, DialError> {
+    let found = match target.literal {
+        Some(address) => vec![address],
+        None => resolve(target).await?,
+    };
+    let stream = connect(&candidates(target, audience, &found)?).await?;
+    // Small messages must not wait for the answers to earlier ones; where it cannot be set, they do.
+    let _ = stream.set_nodelay(true);
+    match target.scheme {
+        Scheme::Http => Ok(Box::new(stream)),
+        Scheme::Https => {
+            let (config, name) = tls.client(&target.host).map_err(DialError::Tls)?;
+            match TlsConnector::from(config).connect(name, stream).await {
+                Ok(stream) => Ok(Box::new(stream)),
+                Err(error) => Err(DialError::Tls(shell_blocking::tls::describe(&error))),
+            }
+        }
+    }
+}
+
+async fn resolve(target: &Target) -> Result<Vec<IpAddr>, DialError> {
+    let found = smol::net::resolve((target.host.as_str(), target.port)).await;
+    Ok(found.map_err(|error| unresolved(target, &error))?.into_iter().map(|address| address.ip()).collect())
+}
+
+async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
+    let mut last = None;
+    for address in addresses {
+        let timeout = async {
+            Timer::after(CONNECT_TIMEOUT).await;
+            Err(io::ErrorKind::TimedOut.into())
+        };
+        match future::or(TcpStream::connect(address), timeout).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    let last = last.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into());
+    Err(DialError::Connect(last.to_string()))
+}
