@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::os::unix::ffi::OsStringExt as _;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::log::Format;
