@@ -185,7 +185,11 @@ fn ask_code(email: &str) -> Option<String> {
         let _ = write!(stderr, "The code that was sent to {}: ", printable(email));
         let mut line = String::new();
         match stdin.lock().take(MAX_LINE).read_line(&mut line) {
-            Ok(0) | Err(_) => return None,
+            Ok(0) | Err(_) => {
+                // The prompt's line is still open.
+                let _ = writeln!(stderr);
+                return None;
+            }
             Ok(_) if line.trim().is_empty() => {}
             Ok(_) => return Some(line.trim().to_string()),
         }
