@@ -1,2 +1,7 @@
 //! The node on plain threads.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    shell_blocking::command::main(&shell_blocking::blocking::Blocking)
+}
