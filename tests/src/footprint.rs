@@ -7,9 +7,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
-use consensus_core::crypto::Drbg;
-use consensus_core::crypto::identity::Identity;
-use consensus_core::crypto::pure::Pure;
 use consensus_core::tunnel::Mode;
 use serde_json::{Value, json};
 
@@ -119,7 +116,7 @@ pub fn run(footprint: &Footprint) -> bool {
 fn measure(shell: Shell) -> io::Result<Figures> {
     let program = binaries::build(shell)?;
     let network = Network::start(false)?;
-    adopt(&network)?;
+    network.register_node()?;
     // Once untimed, so that the program is in the page cache.
     start(&network, &program)?;
     let mut starts = Vec::new();
@@ -143,33 +140,6 @@ fn measure(shell: Shell) -> io::Result<Figures> {
         peak_kib: figure("VmHWM").unwrap_or(0),
         threads: figure("Threads").unwrap_or(0),
     })
-}
-
-/// Makes a registered node's state directory, so that no registration is measured.
-fn adopt(network: &Network) -> io::Result<()> {
-    let (identity, key) = Identity::generate(Pure, &mut Drbg::new([7; 32]));
-    let state = network.home.state_dir();
-    fs::create_dir_all(state.join("keys"))?;
-    let config = json!({
-        "node_id": "f00dfeedcafe", "registered_at": 0, "orchestrator_pubkey": network.orchestrator.public_key_jwk(),
-    });
-    fs::write(state.join("config.json"), config.to_string())?;
-    write_secret(&state.join("keys/node.key"), &key)?;
-    fs::write(state.join("keys/node.pub"), identity.public_key_pem())?;
-    network.orchestrator.adopt("f00dfeedcafe", identity.public_key_pem());
-    Ok(())
-}
-
-fn write_secret(path: &Path, text: &str) -> io::Result<()> {
-    use std::io::Write as _;
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    options.open(path)?.write_all(text.as_bytes())
 }
 
 /// Starts a node and waits for its session: the time from just before the process is made to the moment the server

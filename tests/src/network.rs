@@ -1,12 +1,16 @@
 //! A whole network for one node: orchestrator, upstream, and a home for the node's state.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use consensus_core::crypto::Drbg;
+use consensus_core::crypto::identity::Identity;
+use consensus_core::crypto::pure::Pure;
+use serde_json::{Value, json};
 
 use crate::client::{self, Answer};
 use crate::options::Options;
@@ -23,6 +27,9 @@ pub const PAYOUT_OPTIONS: [&str; 6] = [
     "--icp-address",
     "ryjl3-tyaaa-aaaaa-aaaba-cai",
 ];
+
+/// The name of the node that [`Network::register_node`] makes.
+pub const NODE_ID: &str = "b1c604f617c0";
 
 /// The network.
 #[derive(Debug)]
@@ -61,6 +68,29 @@ impl Network {
         })
     }
 
+    /// Makes the state directory of a node that registered long ago, in the form that the deployed node writes, and
+    /// makes the network know it: for what is not about registering.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn register_node(&self) -> io::Result<()> {
+        let (identity, key) = Identity::generate(Pure, &mut Drbg::new([7; 32]));
+        let state = self.home.state_dir();
+        fs::create_dir_all(state.join("keys"))?;
+        let config = json!({
+            "node_id": NODE_ID, "machine_id": "0b0e7a52-3a6c-4a6e-9f0e-6f6d8e2b7a11",
+            "domain": format!("{NODE_ID}.node.example.org"), "region": "eu-central", "ipv4": "203.0.113.7",
+            "ipv6": null, "port": 9090, "registered_at": "2026-03-01T12:00:00.000Z",
+            "commissioned_at": "2026-03-01T12:00:05.000Z", "benchmark_score": 812.5,
+            "orchestrator_pubkey": self.orchestrator.public_key_jwk(),
+        });
+        fs::write(state.join("config.json"), format!("{config:#}"))?;
+        write_secret(&state.join("keys/node.key"), &key)?;
+        fs::write(state.join("keys/node.pub"), identity.public_key_pem())?;
+        self.orchestrator.adopt(NODE_ID, identity.public_key_pem());
+        Ok(())
+    }
+
     /// A command that runs a node of this network.
     #[must_use]
     pub fn node<A: AsRef<OsStr>>(&self, program: &Path, arguments: impl IntoIterator<Item = A>) -> Command {
@@ -89,4 +119,20 @@ impl Network {
         let ca = self.orchestrator.ca_file();
         client::post(&format!("{}{path}", self.orchestrator.url()), body, ca.as_deref())
     }
+}
+
+/// Writes a file that only its owner may read.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_secret(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write as _;
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.mode(0o600);
+    }
+    options.open(path)?.write_all(text.as_bytes())
 }
