@@ -37,6 +37,10 @@ pub struct Options {
     #[argh(option, default = "String::from(\"admin\")")]
     pub admin_key: String,
 
+    /// send verification codes by "email" alone (they are printed here), and not to the node as well
+    #[argh(switch)]
+    pub no_dev_code: bool,
+
     /// ask for payment before a node may join
     #[argh(switch)]
     pub require_payment: bool,
@@ -73,6 +77,7 @@ impl Default for Options {
             cert_name: Vec::new(),
             state: None,
             admin_key: String::from("admin"),
+            no_dev_code: false,
             require_payment: false,
             refuse_eval: false,
             min_memory_mb: 512,

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -159,8 +159,7 @@ impl NodeProcess {
     /// The program cannot be run.
     pub fn spawn(mut command: Command) -> io::Result<Self> {
         let started = Instant::now();
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let said = Arc::new(Said::default());
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut readers = Vec::new();
@@ -186,10 +185,7 @@ impl NodeProcess {
     /// # Errors
     /// It cannot be run, or does not end in time (and is killed).
     pub fn run(command: Command, timeout: Duration) -> io::Result<Exit> {
-        let mut node = Self::spawn(command)?;
-        // Nobody is at the keyboard.
-        drop(node.child.stdin.take());
-        node.wait(timeout)
+        Self::spawn(command)?.wait(timeout)
     }
 
     /// When it was started.
@@ -207,15 +203,6 @@ impl NodeProcess {
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
-    }
-
-    /// Writes a line to its standard input.
-    ///
-    /// # Errors
-    /// It does not read any more.
-    pub fn type_line(&mut self, line: &str) -> io::Result<()> {
-        let stdin = self.child.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
-        writeln!(stdin, "{line}")
     }
 
     /// How many lines it wrote so far: a place to wait from.

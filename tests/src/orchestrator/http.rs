@@ -130,7 +130,11 @@ fn email_start(shared: &Shared, body: &Value) -> Reply {
     shared.journal.add(Record::EmailCode { email: email.to_owned(), code: code.clone() });
     let check = EmailCheck { email: email.to_owned(), code: code.clone(), expires_at };
     shared.state().emails.insert(id.clone(), check);
-    (200, json!({ "success": true, "verification_id": id, "expires_at": expires_at, "dev_code": code }))
+    let mut reply = json!({ "success": true, "verification_id": id, "expires_at": expires_at });
+    if !shared.options.no_dev_code {
+        reply["dev_code"] = Value::from(code);
+    }
+    (200, reply)
 }
 
 fn email_verify(shared: &Shared, body: &Value) -> Reply {

@@ -7,7 +7,6 @@ use consensus_core::peer::orchestrator::BATTERY;
 use consensus_testbed::binaries::Shell;
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::Record;
-use consensus_testbed::process::NodeProcess;
 use serde_json::Value;
 
 use crate::exit_codes::register_arguments;
@@ -15,6 +14,7 @@ use crate::lab::{LONG, Lab, said, stop, with_both_shells};
 
 with_both_shells! {
     a_fresh_node_is_evaluated_registered_and_in_service
+    a_code_that_comes_by_email_is_brought_in_a_second_run
 }
 
 fn json(path: &Path) -> Value {
@@ -27,16 +27,23 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// Registers with a code that is typed when the email arrives.
-pub(crate) fn register(lab: &Lab) -> NodeProcess {
-    let mark = lab.mark();
-    let mut node = lab.start(&register_arguments(&[]));
-    let (_, code) = lab.record(&node, mark, "a code being sent", |record| match record {
+fn a_code_that_comes_by_email_is_brought_in_a_second_run(shell: Shell) {
+    let lab = Lab::with(shell, Options { no_dev_code: true, ..Options::default() });
+    let exit = lab.run(&["eval"]);
+    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
+    // Nobody sits at a terminal, so the node cannot ask.
+    let exit = lab.run(&register_arguments(&[]));
+    assert_eq!(exit.code, Some(3), "{}", exit.stderr());
+    let needed = exit.lines.iter().find(|line| line.event() == "code_needed").unwrap();
+    let id = needed.value["verification_id"].as_str().unwrap();
+    let code = lab.network.orchestrator.journal().wait(0, LONG, |record| match record {
         Record::EmailCode { code, .. } => Some(code.clone()),
         _ => None,
     });
-    let _ = node.type_line(&code);
-    node
+    let code = code.unwrap().1;
+    let arguments = register_arguments(&[]);
+    let exit = lab.run(&[&arguments[..], &["--verification-id", id, "--code", &code]].concat());
+    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
 }
 
 fn a_fresh_node_is_evaluated_registered_and_in_service(shell: Shell) {
@@ -57,7 +64,7 @@ fn a_fresh_node_is_evaluated_registered_and_in_service(shell: Shell) {
         assert!(!auth[member].is_null(), "{auth}");
     }
 
-    let exit = register(&lab).wait(LONG).unwrap();
+    let exit = lab.run(&register_arguments(&[]));
     assert_eq!(exit.code, Some(0), "{}", exit.stderr());
     let config = json(&state.join("config.json"));
     assert_eq!(config["orchestrator_pubkey"], lab.network.orchestrator.public_key_jwk());

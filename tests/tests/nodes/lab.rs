@@ -68,10 +68,6 @@ impl Lab {
         NodeProcess::run(self.network.node(&self.program, arguments), LONG).unwrap()
     }
 
-    pub(crate) fn mark(&self) -> usize {
-        self.network.orchestrator.journal().mark()
-    }
-
     /// Waits for a record, from a mark on.
     pub(crate) fn record<T>(
         &self,

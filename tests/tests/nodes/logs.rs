@@ -9,7 +9,8 @@ use consensus_testbed::orchestrator::Record;
 use consensus_testbed::process::Line;
 use serde_json::{Value, json};
 
-use crate::lab::{LONG, Lab, with_both_shells};
+use crate::exit_codes::register_arguments;
+use crate::lab::{Lab, with_both_shells};
 
 with_both_shells! {
     no_secret_and_nothing_of_a_users_request_reaches_the_log
@@ -32,7 +33,7 @@ fn life(shell: Shell) -> (Vec<Line>, Vec<(String, String)>) {
     let auth: Value =
         serde_json::from_slice(&fs::read(lab.network.home.state_dir().join("join-auth.json")).unwrap())
             .unwrap();
-    let register = crate::first_steps::register(&lab).wait(LONG).unwrap();
+    let register = lab.run(&register_arguments(&[]));
     assert_eq!(register.code, Some(0), "{}", register.stderr());
     lines.extend(register.lines);
     let config: Value =

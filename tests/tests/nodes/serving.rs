@@ -130,7 +130,15 @@ fn a_second_node_of_the_same_name_takes_the_place_of_the_first(shell: Shell) {
     let lab = Lab::new(shell);
     let first = lab.start(&CONTROL);
     lab.ready(&first, 1);
-    let second = lab.start(&CONTROL);
+    // One state directory takes one process, so the second node has a copy of it.
+    let copy = lab.network.home.root().join("copy");
+    std::fs::create_dir_all(copy.join("keys")).unwrap();
+    for file in ["config.json", "keys/node.key", "keys/node.pub"] {
+        std::fs::copy(lab.network.home.state_dir().join(file), copy.join(file)).unwrap();
+    }
+    let refused = lab.run(&CONTROL);
+    assert!(refused.stderr().contains("runs on this state directory"), "{}", refused.stderr());
+    let second = lab.start(&[&CONTROL[..], &["--state-dir", copy.to_str().unwrap()]].concat());
     lab.ready(&second, 2);
     // The first is closed by the server and does what it does with every close.
     line(&first, 0, "a close", |line| line.event() == "disconnected" && line.text.contains("code 1000"));

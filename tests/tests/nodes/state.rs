@@ -7,7 +7,7 @@ use consensus_testbed::network::{NODE_ID, write_secret};
 use consensus_testbed::options::Options;
 
 use crate::exit_codes::{register_arguments, write_join_auth};
-use crate::lab::{CONTROL, LONG, Lab, stop, with_both_shells};
+use crate::lab::{CONTROL, Lab, stop, with_both_shells};
 
 with_both_shells! {
     a_state_directory_of_the_deployed_node_keeps_working_and_keeps_its_content
@@ -61,7 +61,7 @@ fn a_machine_takes_one_node_and_both_are_named(shell: Shell) {
     let lab = Lab::with(shell, Options::default());
     let exit = lab.run(&["eval"]);
     assert_eq!(exit.code, Some(0), "{}", exit.stderr());
-    let exit = crate::first_steps::register(&lab).wait(LONG).unwrap();
+    let exit = lab.run(&register_arguments(&[]));
     assert_eq!(exit.code, Some(0), "{}", exit.stderr());
     // A second state directory on the same machine.
     let other = lab.network.home.root().join("other-state");
