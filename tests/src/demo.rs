@@ -72,7 +72,6 @@ struct Course {
 /// Runs the demo; `true` when all of it went as it should.
 #[must_use]
 pub fn run(demo: &Demo) -> bool {
-    let begun = Instant::now();
     let mut course = match prepare(demo) {
         Ok(course) => course,
         Err(failure) => {
@@ -80,6 +79,7 @@ pub fn run(demo: &Demo) -> bool {
             return false;
         }
     };
+    let begun = Instant::now();
     println!("This network: {} (all of it in this process)", course.network.orchestrator.url());
     println!("This node:    {} ({} shell)", file_name(&course.program), demo.shell.name());
     let passed = course.walk();
@@ -251,7 +251,7 @@ impl Course {
             })
             .ok_or("no heartbeat")?;
         let ready = at.duration_since(started).as_secs_f64() * 1e3;
-        Ok(format!("connected {ready:.0} ms after its start, session {}…, first heartbeat", &session[..8]))
+        Ok(format!("connected {ready:.0} ms after start, session {}…, heartbeat", &session[..8]))
     }
 
     fn health(&mut self) -> Result<String, Failure> {
@@ -270,7 +270,7 @@ impl Course {
         {
             return Err(format!("{}: {}", answer.status, answer.body));
         }
-        Ok(format!("{}, registered, up {} s", answer.body["status"], answer.body["uptime"]))
+        Ok(format!("healthy, and registered as {}", self.node_id))
     }
 
     fn through_the_node(&self, request: &Value) -> Result<Vec<u8>, Failure> {
