@@ -66,6 +66,10 @@ impl Conn {
                 return if head.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
             head.extend_from_slice(&chunk[..count]);
+            // A client that speaks TLS to us waits for an answer, and must not wait in vain.
+            if !head[0].is_ascii_uppercase() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "not HTTP"));
+            }
             if let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") {
                 let complete = head[..end + 4].to_vec();
                 self.with(|inner| {
@@ -171,7 +175,7 @@ mod tests {
     fn an_endless_head_is_refused() {
         let (mut client, mut conn) = pair();
         smol::block_on(async {
-            client.write_all(&[b'a'; 3 * MAX_HEAD]).await.unwrap();
+            client.write_all(&[b'A'; 3 * MAX_HEAD]).await.unwrap();
             assert!(conn.peek_head().await.is_err());
         });
     }

@@ -57,7 +57,7 @@ fn what_is_not_known_is_said_so() {
 fn a_request_that_is_none_is_answered_and_does_not_harm() {
     let network = Network::start(false).unwrap();
     for request in
-        [&b"GET / HTTP/1.1\r\nhost: \xff\r\n\r\n"[..], b"\x16\x03\x01nonsense\r\n\r\n", &[b'a'; 20_000]]
+        [&b"GET / HTTP/1.1\r\nhost: \xff\r\n\r\n"[..], b"\x16\x03\x01nonsense\r\n\r\n", &[b'A'; 20_000]]
     {
         let mut stream = TcpStream::connect(network.orchestrator.address()).unwrap();
         stream.write_all(request).unwrap();

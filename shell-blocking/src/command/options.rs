@@ -241,8 +241,8 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
     let mut words: Vec<&str> = Vec::new();
     for argument in arguments {
         match argument.split_once('=') {
-            // argh knows `--name value` alone.
-            Some((name, value)) if name.starts_with("--") => words.extend([name, value]),
+            // argh knows `--name value` alone. A value may begin with strokes and hold an equals sign: a PEM does.
+            Some((name, value)) if is_option(name) => words.extend([name, value]),
             _ => words.push(argument),
         }
     }
@@ -265,6 +265,12 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
         Err(exit) if exit.status.is_ok() => Err(NoInvocation::Help(wrap(&exit.output))),
         Err(exit) => Err(NoInvocation::Usage(usage_line(program, &words, &exit.output))),
     }
+}
+
+fn is_option(text: &str) -> bool {
+    let name = text.strip_prefix("--").unwrap_or_default();
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// argh wraps the options, but neither the usage nor the description.
@@ -344,6 +350,14 @@ mod tests {
             [("--allow-private-targets", "true"), ("--listen", "127.0.0.1:1"), ("--server", "https://a")];
         assert_eq!(options, expected);
         assert_eq!(of(&["--version"]).unwrap().command, Name::Version);
+    }
+
+    #[test]
+    fn a_pem_is_a_value_though_it_begins_like_an_option_and_has_an_equals_sign() {
+        let pem = "-----BEGIN PUBLIC KEY-----\nMCow=\n-----END PUBLIC KEY-----\n";
+        for words in [&["eval", "--server-key", pem][..], &["eval", &format!("--server-key={pem}")]] {
+            assert_eq!(of(words).unwrap().options["--server-key"], pem);
+        }
     }
 
     #[test]

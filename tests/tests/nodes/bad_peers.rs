@@ -182,8 +182,8 @@ fn every_close_code_leads_to_another_connection(shell: Shell) {
     let node = lab.start(&CONTROL);
     let mut mark = 0;
     for (code, next) in [(1000, Some(1008)), (1008, Some(1012)), (1012, Some(4321)), (4321, None)] {
-        lab.network.orchestrator.misbehave(next.map(Bad::Close), Some(1));
         let line = disconnected(&node, mark, &format!("code {code}"));
+        lab.network.orchestrator.misbehave(next.map(Bad::Close), Some(1));
         mark = node.mark_after(&line, mark);
         // A session was up each time, so the schedule begins anew each time.
         assert!(line.value["retry_in_ms"].as_u64().unwrap() <= 1500, "{}", line.text);

@@ -72,7 +72,7 @@ fn a_wrong_variable_is_one_line_and_exit_two(shell: Shell) {
 
 fn unknown_words_are_usage_errors(shell: Shell) {
     let lab = Lab::with(shell, Options::default());
-    for arguments in [&["dance"][..], &["eval", "--fast"], &["control", "now"], &[]] {
+    for arguments in [&["dance"][..], &["eval", "--fast"], &["control", "now"], &["eval", "--server"]] {
         let exit = lab.run(arguments);
         assert_eq!(exit.code, Some(2), "{arguments:?}: {}{}", exit.stdout, exit.stderr());
     }
