@@ -3,7 +3,7 @@
 use consensus_core::guard::Target;
 use consensus_core::io::{LinkEnd, OpenStage};
 use consensus_core::limits::MAX_MESSAGE;
-use tungstenite::error::CapacityError;
+use tungstenite::error::{CapacityError, ProtocolError};
 use tungstenite::handshake::client::{Request, generate_key};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, WebSocketConfig};
@@ -81,6 +81,10 @@ pub fn failed(error: &Error) -> (LinkEnd, Option<CloseFrame>) {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => {
             (LinkEnd::TooLarge, answer(CloseCode::Size, "message too large"))
         }
+        // The library counts this as a broken protocol; it is how a server that dies looks.
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+            (LinkEnd::Lost { detail: "the server ended the connection without a word".to_owned() }, None)
+        }
         Error::Protocol(_) | Error::Utf8(_) | Error::Capacity(_) => (
             LinkEnd::BadWebSocket { detail: error.to_string() },
             answer(CloseCode::Protocol, "protocol error"),
@@ -108,7 +112,7 @@ mod tests {
     fn a_message_too_large_and_a_broken_protocol_are_answered_by_their_codes() {
         let (end, answer) = failed(&Error::Capacity(CapacityError::MessageTooLong { size: 9, max_size: 1 }));
         assert_eq!((end, answer.unwrap().code), (LinkEnd::TooLarge, CloseCode::Size));
-        let error = Error::Protocol(tungstenite::error::ProtocolError::UnmaskedFrameFromClient);
+        let error = Error::Protocol(ProtocolError::UnmaskedFrameFromClient);
         assert_eq!(failed(&error).1.unwrap().code, CloseCode::Protocol);
         assert_eq!(failed(&Error::ConnectionClosed).1, None);
     }
