@@ -75,6 +75,25 @@ pub fn build(shell: Shell) -> io::Result<PathBuf> {
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
+    // What cargo tells the program it runs is not meant for another cargo: build scripts that look at it (ring's
+    // does) would run again each time, and everything after them.
+    for (name, _) in std::env::vars_os() {
+        let of_this_run = name.to_str().is_some_and(|name| {
+            [
+                "CARGO_MANIFEST_",
+                "CARGO_PKG_",
+                "CARGO_BIN_",
+                "CARGO_CRATE_NAME",
+                "CARGO_PRIMARY_PACKAGE",
+                "OUT_DIR",
+            ]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+        });
+        if of_this_run {
+            command.env_remove(name);
+        }
+    }
     // Cargo sets it for what it runs; without it this is somewhere in the workspace.
     if let Some(folder) = std::env::var_os("CARGO_MANIFEST_DIR") {
         command.current_dir(folder);

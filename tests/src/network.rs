@@ -10,6 +10,8 @@ use std::process::Command;
 use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::pure::Pure;
+use consensus_core::state::JoinAuth;
+use consensus_core::wire::base64;
 use serde_json::{Value, json};
 
 use crate::client::{self, Answer};
@@ -74,9 +76,7 @@ impl Network {
     /// # Errors
     /// A file that cannot be written.
     pub fn register_node(&self) -> io::Result<()> {
-        let (identity, key) = Identity::generate(Pure, &mut Drbg::new([7; 32]));
-        let state = self.home.state_dir();
-        fs::create_dir_all(state.join("keys"))?;
+        let identity = self.identify_node()?;
         let config = json!({
             "node_id": NODE_ID, "machine_id": "0b0e7a52-3a6c-4a6e-9f0e-6f6d8e2b7a11",
             "domain": format!("{NODE_ID}.node.example.org"), "region": "eu-central", "ipv4": "203.0.113.7",
@@ -84,11 +84,36 @@ impl Network {
             "commissioned_at": "2026-03-01T12:00:05.000Z", "benchmark_score": 812.5,
             "orchestrator_pubkey": self.orchestrator.public_key_jwk(),
         });
-        fs::write(state.join("config.json"), format!("{config:#}"))?;
-        write_secret(&state.join("keys/node.key"), &key)?;
-        fs::write(state.join("keys/node.pub"), identity.public_key_pem())?;
+        fs::write(self.home.state_dir().join("config.json"), format!("{config:#}"))?;
         self.orchestrator.adopt(NODE_ID, identity.public_key_pem());
         Ok(())
+    }
+
+    /// Makes the state directory of a node that has just passed its evaluation: for what is about registering alone.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn admit_node(&self) -> io::Result<()> {
+        let identity = self.identify_node()?;
+        let offer = self.orchestrator.offer(*identity.public_key());
+        let auth = JoinAuth {
+            join_id: offer.join_id,
+            alg: String::from("ed25519"),
+            nonce: base64::encode_url(&offer.nonce),
+            signature: identity.sign(&offer.nonce),
+            expires_at: offer.expires_at,
+            saved_at: offer.expires_at - 600,
+        };
+        write_secret(&self.home.state_dir().join("join-auth.json"), &String::from_utf8_lossy(&auth.emit()))
+    }
+
+    fn identify_node(&self) -> io::Result<Identity<Pure>> {
+        let (identity, key) = Identity::generate(Pure, &mut Drbg::new([7; 32]));
+        let keys = self.home.state_dir().join("keys");
+        fs::create_dir_all(&keys)?;
+        write_secret(&keys.join("node.key"), &key)?;
+        fs::write(keys.join("node.pub"), identity.public_key_pem())?;
+        Ok(identity)
     }
 
     /// A command that runs a node of this network.

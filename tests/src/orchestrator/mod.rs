@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::pure::Pure;
-use consensus_core::peer::orchestrator::Input;
+use consensus_core::peer::orchestrator::{Input, Offer};
 use consensus_core::time::Now;
 use futures_rustls::TlsAcceptor;
 use smol::{Async, future};
@@ -215,6 +215,19 @@ impl Orchestrator {
         };
         self.shared.state().nodes.insert(node_id.to_owned(), record);
         self.shared.save();
+    }
+
+    /// Offers a key to join, as if its node had passed an evaluation.
+    #[must_use]
+    pub fn offer(&self, public_key: [u8; 32]) -> Offer {
+        let offer = Offer {
+            join_id: self.shared.random_hex::<16>(),
+            nonce: self.shared.fork_rng().bytes(),
+            expires_at: self.shared.now().unix_seconds() + 600,
+            public_key,
+        };
+        self.shared.state().offers.insert(offer.join_id.clone(), offer.clone());
+        offer
     }
 
     /// The nodes that have a control session.

@@ -59,8 +59,7 @@ fn a_damaged_file_is_named_and_never_overwritten(shell: Shell) {
 
 fn a_machine_takes_one_node_and_both_are_named(shell: Shell) {
     let lab = Lab::with(shell, Options::default());
-    let exit = lab.run(&["eval"]);
-    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
+    lab.network.admit_node().unwrap();
     let exit = lab.run(&register_arguments(&[]));
     assert_eq!(exit.code, Some(0), "{}", exit.stderr());
     // A second state directory on the same machine.
