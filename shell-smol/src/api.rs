@@ -1,9 +1,9 @@
 //! The local API's sockets.
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use consensus_core::event::Level;
 use consensus_core::io::LocalRequest;
@@ -28,6 +28,9 @@ const fn patience(waiting: Waiting) -> Duration {
         Waiting::Body => 30,
     })
 }
+
+/// After a refusal, for the client to read it.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// For the answer to be taken.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -88,34 +91,47 @@ impl Drop for Client {
 async fn serve(mut stream: TcpStream, client: Client, happened: Sender<Happened>) {
     let now = || system::now().unix;
     if !client.has_room {
-        let _ = write(&mut stream, &Connection::busy(now())).await;
+        // What was sent already would reset the connection before the answer is read.
+        refuse(&mut stream, &Connection::busy(now())).await;
         return;
     }
     let mut connection = Connection::new();
     let mut buffer = vec![0; 4096];
+    // The first request is expected at once; a whole head has one time, and so has a whole body.
+    let mut waiting = Waiting::Head;
+    let mut until = Instant::now() + patience(waiting);
     loop {
-        let step = connection.next(now());
-        let written = match step {
-            Step::Read => match read(&mut stream, &mut buffer, connection.waiting()).await {
-                Some(0) | None => {
-                    let last = connection.timed_out(now());
-                    let _ = write(&mut stream, &last).await;
-                    return;
+        let written = match connection.next(now()) {
+            Step::Read => {
+                let wanted = connection.waiting();
+                if wanted != waiting && (waiting, wanted) != (Waiting::Head, Waiting::Request) {
+                    waiting = wanted;
+                    until = Instant::now() + patience(waiting);
                 }
-                Some(count) => {
-                    connection.received(buffer.get(..count).unwrap_or_default());
-                    Some(())
+                match read(&mut stream, &mut buffer, until).await {
+                    Read::Some(count) => {
+                        connection.received(buffer.get(..count).unwrap_or_default());
+                        Some(())
+                    }
+                    Read::TimedOut => {
+                        refuse(&mut stream, &connection.timed_out(now())).await;
+                        None
+                    }
+                    Read::End => None,
                 }
-            },
+            }
             Step::Write(bytes) => write(&mut stream, &bytes).await,
             Step::Refuse(bytes) => {
-                let _ = write(&mut stream, &bytes).await;
+                refuse(&mut stream, &bytes).await;
                 None
             }
             Step::Request(request) => match ask(&happened, request).await {
                 Some(response) => {
                     let bytes = connection.respond(&response, now());
-                    write(&mut stream, &bytes).await
+                    let written = write(&mut stream, &bytes).await;
+                    waiting = Waiting::Request;
+                    until = Instant::now() + patience(waiting);
+                    written
                 }
                 None => None,
             },
@@ -135,15 +151,42 @@ async fn ask(
     answered.recv().await.ok()
 }
 
-/// `None` when the client took too long or the connection broke.
-async fn read(stream: &mut TcpStream, buffer: &mut [u8], waiting: Waiting) -> Option<usize> {
-    let timeout = async {
-        Timer::after(patience(waiting)).await;
-        None
-    };
-    future::or(async { stream.read(buffer).await.ok() }, timeout).await
+enum Read {
+    Some(usize),
+    End,
+    TimedOut,
 }
 
+async fn read(stream: &mut TcpStream, buffer: &mut [u8], until: Instant) -> Read {
+    let timeout = async {
+        Timer::at(until).await;
+        Read::TimedOut
+    };
+    let read = async {
+        match stream.read(buffer).await {
+            Ok(count) if count > 0 => Read::Some(count),
+            _ => Read::End,
+        }
+    };
+    future::or(read, timeout).await
+}
+
+/// Says why, and waits a moment until that is read: a connection closed with unread data is reset.
+async fn refuse(stream: &mut TcpStream, answer: &[u8]) {
+    if write(stream, answer).await.is_none() || stream.shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let timeout = async {
+        Timer::after(REFUSAL_TIMEOUT).await;
+    };
+    let drain = async {
+        let mut buffer = vec![0; 4096];
+        while matches!(stream.read(&mut buffer).await, Ok(count) if count > 0) {}
+    };
+    future::or(drain, timeout).await;
+}
+
+/// `None` when the client took too long or the connection broke.
 async fn write(stream: &mut TcpStream, bytes: &[u8]) -> Option<()> {
     let timeout = async {
         Timer::after(WRITE_TIMEOUT).await;

@@ -19,28 +19,34 @@ use crate::dial::{Transport, dial};
 const READ_BUFFER: usize = 20 * 1024;
 
 /// Makes the exchange, within its time.
-pub(crate) async fn fetch(tls: &Tls, request: &Fetch) -> Result<Response, FetchError> {
-    let timeout = async {
-        Timer::after(request.timeout).await;
-        let detail = format!("no complete response within {} s", request.timeout.as_secs());
+pub(crate) async fn fetch(tls: &Tls, request: Fetch) -> Result<Response, FetchError> {
+    let time = request.timeout;
+    let timeout = async move {
+        Timer::after(time).await;
+        let detail = format!("no complete response within {} s", time.as_secs());
         Err(FetchError { kind: FetchErrorKind::Timeout, detail })
     };
     future::or(exchange(tls, request), timeout).await
 }
 
-async fn exchange(tls: &Tls, request: &Fetch) -> Result<Response, FetchError> {
+async fn exchange(tls: &Tls, request: Fetch) -> Result<Response, FetchError> {
     let target = Target::parse(&request.url).map_err(FetchError::from)?;
-    let mut exchange = Exchange::new(request.clone(), &target, false)?;
-    let mut transport = dial(&target, request.audience, tls).await.map_err(DialError::into_fetch_error)?;
+    let audience = request.audience;
+    let mut exchange = Exchange::new(request, &target, false)?;
+    let mut transport = dial(&target, audience, tls).await.map_err(DialError::into_fetch_error)?;
     let mut buffer = vec![0; READ_BUFFER];
-    let mut flushed = false;
+    let mut writing = Writing::Going;
     while !exchange.is_done() {
         let moved =
-            poll_fn(|context| poll(context, &mut transport, &exchange, &mut flushed, &mut buffer)).await;
-        match moved.map_err(|error| broken(&error))? {
-            Moved::Wrote(count) => exchange.wrote(count),
-            Moved::Read(0) => exchange.closed()?,
-            Moved::Read(count) => exchange.received(buffer.get(..count).unwrap_or_default())?,
+            poll_fn(|context| poll(context, &mut transport, &exchange, &mut writing, &mut buffer)).await;
+        match moved {
+            Ok(Moved::Wrote(count)) => exchange.wrote(count),
+            Ok(Moved::Read(0)) => match writing {
+                Writing::Failed(error) => return Err(broken(&error)),
+                Writing::Going | Writing::Flushed => exchange.closed()?,
+            },
+            Ok(Moved::Read(count)) => exchange.received(buffer.get(..count).unwrap_or_default())?,
+            Err(error) => return Err(broken(&error)),
         }
     }
     exchange.finish().map(|(response, _)| response)
@@ -51,33 +57,41 @@ enum Moved {
     Read(usize),
 }
 
+enum Writing {
+    Going,
+    Flushed,
+    /// A server may answer and close before it has read all: what it said counts, so it is read first.
+    Failed(io::Error),
+}
+
 /// Writes what there is to write and reads what comes, whichever goes on: a server may answer a request, or refuse
 /// it, before it has read the whole of it.
 fn poll(
     context: &mut Context<'_>,
     transport: &mut Transport,
     exchange: &Exchange,
-    flushed: &mut bool,
+    writing: &mut Writing,
     buffer: &mut [u8],
 ) -> Poll<io::Result<Moved>> {
     let to_write = exchange.to_write();
-    if !to_write.is_empty() {
-        if let Poll::Ready(written) = Pin::new(&mut *transport).poll_write(context, to_write) {
-            return Poll::Ready(match written {
-                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-                written => written.map(Moved::Wrote),
-            });
-        }
-    } else if !*flushed {
-        if let Poll::Ready(result) = Pin::new(&mut *transport).poll_flush(context) {
-            result?;
-            *flushed = true;
+    if matches!(writing, Writing::Going) {
+        let written = if to_write.is_empty() {
+            Pin::new(&mut *transport).poll_flush(context).map_ok(|()| None)
+        } else {
+            Pin::new(&mut *transport).poll_write(context, to_write).map_ok(Some)
+        };
+        match written {
+            Poll::Pending => {}
+            Poll::Ready(Ok(None)) => *writing = Writing::Flushed,
+            Poll::Ready(Ok(Some(0))) => *writing = Writing::Failed(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(Some(count))) => return Poll::Ready(Ok(Moved::Wrote(count))),
+            Poll::Ready(Err(error)) => *writing = Writing::Failed(error),
         }
     }
-    Pin::new(transport).poll_read(context, buffer).map(|read| read.map(Moved::Read))
+    Pin::new(transport).poll_read(context, buffer).map_ok(Moved::Read)
 }
 
 fn broken(error: &io::Error) -> FetchError {
-    let detail = format!("the connection broke: {error}");
+    let detail = format!("the connection broke: {}", shell_blocking::tls::describe(error));
     FetchError { kind: FetchErrorKind::Protocol, detail }
 }

@@ -6,6 +6,8 @@ mod dial;
 mod fetch;
 mod link;
 mod runtime;
+#[cfg(test)]
+mod tests;
 
 use consensus_core::io::{Fetch, FetchError, Finish, Response};
 use consensus_core::node::Node;
@@ -24,6 +26,6 @@ impl Runtime for Smol {
     }
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
-        smol::block_on(fetch::fetch(&environment.tls, request))
+        smol::block_on(fetch::fetch(&environment.tls, request.clone()))
     }
 }

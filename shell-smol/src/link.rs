@@ -1,5 +1,7 @@
 //! The transport of the tunnel: one WebSocket, full duplex.
 
+use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -7,12 +9,13 @@ use std::time::Duration;
 use async_tungstenite::tungstenite::protocol::CloseFrame;
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use async_tungstenite::tungstenite::{Error, Message};
-use async_tungstenite::{WebSocketReceiver, WebSocketSender, client_async_with_config};
+use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream, client_async_with_config};
 use consensus_core::io::{Audience, Input, LinkEnd, LinkId};
 use shell_blocking::dial::DialError;
 use shell_blocking::tls::Tls;
 use shell_blocking::websocket;
 use smol::channel::{Receiver, Sender};
+use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::stream::StreamExt as _;
 use smol::{Task, Timer, future};
 
@@ -63,6 +66,11 @@ impl Link {
         queued <= MAX_QUEUED
     }
 
+    /// Resolves when the transport of a link that has ended for the node has ended as well.
+    pub(crate) async fn ended(self) {
+        self.task.await;
+    }
+
     /// Queues the close frame, after which nothing is sent. Resolves when the transport has ended.
     pub(crate) async fn close(self, code: u16, reason: String) {
         let _ = self.outgoing.try_send(Outgoing::Close(code, reason));
@@ -78,14 +86,57 @@ async fn run(
     to_send: Receiver<Outgoing>,
     queued: Arc<AtomicUsize>,
 ) {
-    let end = match connect(&url, &tls).await {
-        Ok((sender, receiver)) => {
-            let _ = happened.send(Happened::Input(Input::LinkOpened { link })).await;
-            converse(link, sender, receiver, &happened, &to_send, &queued).await
+    let ended = |end| happened.send(Happened::Input(Input::LinkEnded { link, end }));
+    match connect(&url, &tls).await {
+        Err(end) => {
+            let _ = ended(end).await;
         }
-        Err(end) => end,
+        Ok((mut sender, mut receiver)) => {
+            let _ = happened.send(Happened::Input(Input::LinkOpened { link })).await;
+            let (end, leave) = converse(link, &mut sender, &mut receiver, &happened, &to_send, &queued).await;
+            let _ = ended(end).await;
+            within(CLOSE_TIMEOUT, take_leave(leave, sender, receiver)).await;
+        }
+    }
+}
+
+/// What is left to do on a transport after the link has ended for the node.
+enum Leave {
+    /// The library has queued the answer to the server's close frame; the server then ends the connection.
+    Answer,
+    /// The server broke the rules and is told.
+    Tell(CloseFrame),
+    /// There is nobody to tell.
+    Nothing,
+}
+
+async fn take_leave(
+    leave: Leave,
+    mut sender: WebSocketSender<Transport>,
+    mut receiver: WebSocketReceiver<Transport>,
+) {
+    match leave {
+        Leave::Nothing => {}
+        Leave::Answer => while let Some(Ok(_)) = receiver.next().await {},
+        Leave::Tell(frame) => {
+            let _ = sender.close(Some(frame)).await;
+            // A connection closed with unread data is reset, and the reset would overtake the close frame. The
+            // library's reader is not to be used again after an error.
+            let Ok(socket) = WebSocketStream::reunite(sender, receiver) else { return };
+            let mut transport = socket.into_inner();
+            let _ = transport.close().await;
+            let mut buffer = vec![0; 4096];
+            while matches!(transport.read(&mut buffer).await, Ok(length) if length > 0) {}
+        }
+    }
+}
+
+/// Gives up after `time`.
+async fn within(time: Duration, work: impl Future<Output = ()>) {
+    let timeout = async {
+        Timer::after(time).await;
     };
-    let _ = happened.send(Happened::Input(Input::LinkEnded { link, end })).await;
+    future::or(work, timeout).await;
 }
 
 type Halves = (WebSocketSender<Transport>, WebSocketReceiver<Transport>);
@@ -103,25 +154,21 @@ async fn connect(url: &str, tls: &Tls) -> Result<Halves, LinkEnd> {
 /// Reads and writes until one of the two ends.
 async fn converse(
     link: LinkId,
-    mut sender: WebSocketSender<Transport>,
-    mut receiver: WebSocketReceiver<Transport>,
+    sender: &mut WebSocketSender<Transport>,
+    receiver: &mut WebSocketReceiver<Transport>,
     happened: &Sender<Happened>,
     to_send: &Receiver<Outgoing>,
     queued: &AtomicUsize,
-) -> LinkEnd {
+) -> (LinkEnd, Leave) {
     let read = async {
-        let mut closed = None;
         loop {
             let input = match receiver.next().await {
                 Some(Ok(Message::Binary(data))) => Input::LinkBinary { link, data: data.into() },
                 Some(Ok(Message::Text(text))) => Input::LinkText { link, text: text.as_str().to_owned() },
-                Some(Ok(Message::Close(frame))) => {
-                    closed = Some(websocket::closed(frame.as_ref()));
-                    continue;
-                }
+                Some(Ok(Message::Close(frame))) => return Ok(websocket::closed(frame.as_ref())),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
-                Some(Err(error)) => return closed.ok_or(error),
-                None => return closed.ok_or(Error::ConnectionClosed),
+                Some(Err(error)) => return Err(error),
+                None => return Err(Error::ConnectionClosed),
             };
             // Waits while the node is busy: that is the back-pressure.
             if happened.send(Happened::Input(input)).await.is_err() {
@@ -141,15 +188,13 @@ async fn converse(
                 }
                 Ok(Outgoing::Close(code, reason)) => {
                     let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-                    let close = async {
+                    within(CLOSE_TIMEOUT, async {
                         let _ = sender.close(Some(frame)).await;
+                        // The reading end sees the answer.
                         future::pending::<()>().await;
-                    };
-                    future::or(close, async {
-                        Timer::after(CLOSE_TIMEOUT).await;
                     })
                     .await;
-                    return Ok(LinkEnd::Lost { detail: "the close was not answered".to_owned() });
+                    return Err(io::Error::from(io::ErrorKind::TimedOut).into());
                 }
                 // The runtime is gone, and this task with it.
                 Err(_) => break,
@@ -159,19 +204,10 @@ async fn converse(
         future::pending().await
     };
     match future::or(read, write).await {
-        Ok(end) => end,
+        Ok(end) => (end, Leave::Answer),
         Err(error) => {
             let (end, answer) = websocket::failed(&error);
-            if let Some(frame) = answer {
-                let close = async {
-                    let _ = sender.close(Some(frame)).await;
-                };
-                future::or(close, async {
-                    Timer::after(CLOSE_TIMEOUT).await;
-                })
-                .await;
-            }
-            end
+            (end, answer.map_or(Leave::Nothing, Leave::Tell))
         }
     }
 }

@@ -97,7 +97,11 @@ async fn run(
             None => shell.next(&incoming, deadline).await,
         };
     };
-    drop((signals, api));
+    // Waited for: the listener is closed when they are gone, and one that spawns holds the executor.
+    signals.cancel().await;
+    if let Some(api) = api {
+        api.cancel().await;
+    }
     if let Some(farewell) = shell.farewell.take() {
         future::or(farewell, async {
             Timer::after(FAREWELL).await;
@@ -175,8 +179,16 @@ impl Shell {
         match happened {
             None => Input::Tick,
             Some(Happened::Input(input)) => {
-                if let Input::Done { effect, .. } = &input {
-                    self.effects.remove(effect);
+                match &input {
+                    Input::Done { effect, .. } => {
+                        self.effects.remove(effect);
+                    }
+                    Input::LinkEnded { link, .. } => {
+                        if let Some(ended) = self.link.take_if(|open| open.id == *link) {
+                            self.farewell = Some(self.executor.spawn(ended.ended()));
+                        }
+                    }
+                    _ => {}
                 }
                 input
             }
@@ -195,7 +207,7 @@ impl Shell {
             Work::Fetch(request) => {
                 let tls = self.environment.tls.clone();
                 Running::Fetch(self.executor.spawn(async move {
-                    let result = EffectResult::Fetched(fetch::fetch(&tls, &request).await);
+                    let result = EffectResult::Fetched(fetch::fetch(&tls, request).await);
                     let _ = happened.send(Happened::Input(Input::Done { effect: id, result })).await;
                 }))
             }

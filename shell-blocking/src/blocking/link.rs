@@ -33,9 +33,13 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A close frame has 125 bytes at most, two of them for the code (RFC 6455, 5.5).
 const MAX_CLOSE_REASON: usize = 123;
 
+/// The node gives an attempt up after [`OPEN_TIMEOUT`] and says so; that is to be heard, and not this thread's own
+/// limit, which only sees to it that the thread ends.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// Opens a link, on a thread that may block.
 pub(super) fn open(url: &str, tls: &Tls, cancelled: &Arc<AtomicBool>) -> Result<Socket, LinkEnd> {
-    let limit = Limit { until: Instant::now() + OPEN_TIMEOUT, cancelled: Arc::clone(cancelled) };
+    let limit = Limit { until: Instant::now() + OPEN_TIMEOUT + GRACE, cancelled: Arc::clone(cancelled) };
     let target = websocket::target(url)?;
     let request = websocket::request(url, &target)?;
     let transport = dial(&target, Audience::Operator, tls, &limit).map_err(DialError::into_link_end)?;

@@ -123,7 +123,7 @@ impl Shell {
         if let Some(api) = &api {
             let address = api.address().to_string();
             let members = [("address", address.as_str().into())];
-            let text = format!("the local API listens on http://{address}");
+            let text = format!("local API on http://{address}");
             environment.log.note(Level::Info, "api", "listening", &text, &members);
         }
         Ok(Self {
