@@ -71,6 +71,12 @@ pub fn candidates(
     }
 }
 
+/// What the system says of a server that takes no connection, with the server.
+#[must_use]
+pub fn unconnected(target: &Target, error: &io::Error) -> DialError {
+    DialError::Connect(format!("{}:{}: {error}", target.host, target.port))
+}
+
 /// What the system says of a name that does not resolve, with the name.
 #[must_use]
 pub fn unresolved(target: &Target, error: &io::Error) -> DialError {

@@ -20,8 +20,6 @@ pub struct Environment {
     pub state_dir: StateDir,
     /// TLS settings for every outgoing connection; the roots are read when the first one needs them.
     pub tls: Tls,
-    /// Whether strangers may reach addresses that are not globally reachable (labs only).
-    pub allow_private_targets: bool,
     /// Where the local API listens, if it does. Port 0 is any free one: the runtime logs the address it got.
     pub listen: Option<SocketAddr>,
     /// Where events go.

@@ -11,8 +11,8 @@ use consensus_core::bench::report::System;
 use consensus_core::release::manifest::network_name;
 use consensus_core::time::Now;
 
-/// The version of the toolchain that is the least this program builds with; the compiler's own is not known to it.
-const RUST_VERSION: &str = env!("CARGO_PKG_RUST_VERSION");
+/// The compiler that built this program (see `build.rs`).
+const RUST_VERSION: &str = env!("CONSENSUS_NODE_RUSTC");
 
 /// Both clocks, read together. All of the process reads the same ones: a [`Now`] from here can be compared with any
 /// other.

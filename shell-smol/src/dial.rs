@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use consensus_core::guard::{Scheme, Target};
 use consensus_core::io::Audience;
 use futures_rustls::TlsConnector;
-use shell_blocking::dial::{CONNECT_TIMEOUT, DialError, candidates, unresolved};
+use shell_blocking::dial::{CONNECT_TIMEOUT, DialError, candidates, unconnected, unresolved};
 use shell_blocking::tls::Tls;
 use smol::io::{AsyncRead, AsyncWrite};
 use smol::net::TcpStream;
@@ -25,7 +25,7 @@ pub(crate) async fn dial(target: &Target, audience: Audience, tls: &Tls) -> Resu
         Some(address) => vec![address],
         None => resolve(target).await?,
     };
-    let stream = connect(&candidates(target, audience, &found)?).await?;
+    let stream = connect(target, &candidates(target, audience, &found)?).await?;
     // Small messages must not wait for the answers to earlier ones; where it cannot be set, they do.
     let _ = stream.set_nodelay(true);
     match target.scheme {
@@ -45,7 +45,7 @@ async fn resolve(target: &Target) -> Result<Vec<IpAddr>, DialError> {
     Ok(found.map_err(|error| unresolved(target, &error))?.into_iter().map(|address| address.ip()).collect())
 }
 
-async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
+async fn connect(target: &Target, addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
     let mut last = None;
     for address in addresses {
         let timeout = async {
@@ -58,5 +58,5 @@ async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
         }
     }
     let last = last.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into());
-    Err(DialError::Connect(last.to_string()))
+    Err(unconnected(target, &last))
 }

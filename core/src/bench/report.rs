@@ -81,7 +81,7 @@ pub struct System {
     pub free_memory_bytes: u64,
     /// Of the machine.
     pub uptime_seconds: u64,
-    /// The runtime's own version field (protocol.md section 5): of this node's program.
+    /// The runtime's own version field (protocol.md section 5): the compiler that built this program.
     pub rust_version: String,
 }
 

@@ -13,7 +13,7 @@ use consensus_core::guard::{Scheme, Target};
 use consensus_core::io::Audience;
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::dial::{CONNECT_TIMEOUT, DialError, candidates, unresolved};
+use crate::dial::{CONNECT_TIMEOUT, DialError, candidates, unconnected, unresolved};
 use crate::tls::{self, Tls};
 
 /// How long a blocking call goes on before it looks whether it is still wanted.
@@ -200,7 +200,7 @@ pub(super) fn dial(
         None => look_up(target, limit)?,
     };
     let stream = connect(&candidates(target, audience, &found)?, limit)
-        .map_err(|error| DialError::Connect(error.to_string()))?;
+        .map_err(|error| unconnected(target, &error))?;
     match target.scheme {
         Scheme::Http => Ok(Transport::Plain(stream)),
         Scheme::Https => {

@@ -183,7 +183,6 @@ impl Setup {
         Ok(Environment {
             state_dir: state_dir.clone(),
             tls: tls(self.common.ca.as_deref())?,
-            allow_private_targets: false,
             listen: None,
             log: self.log.clone(),
         })

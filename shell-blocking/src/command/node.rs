@@ -100,23 +100,23 @@ fn drive<R: Runtime>(
     let manifest = version::manifest(sources, &plan.state_dir)?;
     let mut environment = setup.environment(&plan.state_dir)?;
     environment.listen = plan.listen;
-    environment.allow_private_targets = plan.serving.allow_private_targets;
     let identity = setup.identity(&plan.state_dir, plan.registration.as_ref())?;
 
     say_start::<R>(setup, &plan, &manifest.version);
     warn(setup, &plan);
 
     let registration = plan.registration;
-    let pinned = registration.as_ref().and_then(Registration::server_key);
+    // The key in the registration signs tickets. That the server signs its handshakes with it, or at all, is for the
+    // operator to say (protocol.md section 3): a node that assumed it could not connect to a server that does not.
     let (mode, tunnel_url, server_key, candidate_id, mut limits) = match plan.tunnel {
         Some((mode, tunnel)) => (
             Some(mode),
             tunnel.url.as_str().to_string(),
-            tunnel.server_key.or(pinned),
+            tunnel.server_key,
             tunnel.candidate_id,
             tunnel.limits,
         ),
-        None => (None, String::new(), pinned, None, Limits::default()),
+        None => (None, String::new(), None, None, Limits::default()),
     };
     limits.max_requests = plan.serving.max_requests;
     let config = Config {

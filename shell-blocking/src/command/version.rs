@@ -15,15 +15,14 @@ const PROTOCOL: u32 = 1;
 /// The manifest of the release that runs. What is said in the environment goes before the state directory's
 /// `release-manifest.json`, and that before what the build knows.
 pub(super) fn manifest(sources: &Sources<'_>, state_dir: &StateDir) -> Result<Manifest, Failure> {
-    let mut manifest = state_dir.release_manifest()?.unwrap_or_else(|| {
+    // A file left by the network's other implementation speaks of a program that does not run any more.
+    let own = |manifest: &Manifest| manifest.implementation.as_deref() == Some(IMPLEMENTATION);
+    let mut manifest = state_dir.release_manifest()?.filter(own).unwrap_or_else(|| {
         let commit = option_env!("CONSENSUS_NODE_BUILD_COMMIT").unwrap_or("unknown");
         Manifest::of_this_release(env!("CARGO_PKG_VERSION"), commit, &system::platform())
     });
-    // The file may be the deployed node's. It says which release this is, but what kind of program runs, the program
-    // itself knows better.
     manifest.product = PRODUCT.to_string();
     manifest.artifact = ARTIFACT.to_string();
-    manifest.implementation = Some(IMPLEMENTATION.to_string());
     let said = sources.release()?;
     let texts = [
         (&mut manifest.version, said.version),
