@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::handshake::Caller;
 use super::integrity;
 use crate::crypto::{Crypto, Drbg};
+use crate::eval::verdict::{MAX_EVENT_LOOP_P99_NS, MIN_MEMORY_BYTES};
 use crate::limits::{EVAL_ACTION_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_MESSAGE, PROXY_TIMEOUT};
 use crate::release::manifest::Manifest;
 use crate::text::printable;
@@ -72,8 +73,8 @@ pub struct Terms {
 impl Default for Terms {
     fn default() -> Self {
         Self {
-            min_memory_bytes: 512 * 1024 * 1024,
-            max_event_loop_p99_ns: 50e6,
+            min_memory_bytes: MIN_MEMORY_BYTES,
+            max_event_loop_p99_ns: MAX_EVENT_LOOP_P99_NS,
             required_manifest: None,
             admits: true,
             offer_lifetime: Duration::from_secs(600),
