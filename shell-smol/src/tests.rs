@@ -356,7 +356,6 @@ fn the_local_api_serves_many_clients_and_a_signal_ends_it_all() {
     let environment = Environment {
         state_dir: StateDir::open(&state_dir).unwrap(),
         tls: Tls::default(),
-        allow_private_targets: false,
         listen: Some("127.0.0.1:0".parse().unwrap()),
         log,
     };

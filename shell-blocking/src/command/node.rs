@@ -170,10 +170,9 @@ fn say_start<R: Runtime>(setup: &Setup, plan: &Plan, version: &str) {
 fn warn(setup: &Setup, plan: &Plan) {
     if let Some((_, tunnel)) = &plan.tunnel {
         setup.warn(&tunnel.warnings);
-        let pinned = plan.registration.as_ref().and_then(Registration::server_key);
-        if tunnel.server_key.is_some() && pinned.is_some() && tunnel.server_key != pinned {
-            setup
-                .warn(&["--server-key is not the key pinned at registration; it goes before it".to_string()]);
+        let named = plan.registration.as_ref().and_then(Registration::server_key);
+        if tunnel.server_key.is_some() && named.is_some() && tunnel.server_key != named {
+            setup.warn(&["--server-key is not the key that the network named at registration".to_string()]);
         }
     }
     if plan.serving.allow_private_targets {

@@ -379,8 +379,12 @@ fn the_version_is_the_environments_then_the_state_directorys_then_the_builds() {
         ran.stdout
     );
 
-    let manifest = json!({"product": "consensus-node", "version": "9.9.9", "artifact": "npm-tarball",
+    let mut manifest = json!({"product": "consensus-node", "version": "9.9.9", "artifact": "npm-tarball",
         "platform": platform, "commit": "c9", "routes_hash": "sha256:0"});
+    world.state_dir().write(StateFile::ReleaseManifest, manifest.to_string().as_bytes()).unwrap();
+    let ran = world.run(&network(true), &["version"]);
+    assert!(!ran.stdout.contains("9.9.9"), "another implementation's release: {}", ran.stdout);
+    manifest["implementation"] = "rust".into();
     world.state_dir().write(StateFile::ReleaseManifest, manifest.to_string().as_bytes()).unwrap();
     let ran = world.run(&network(true), &["version"]);
     assert!(ran.stdout.contains("9.9.9 (commit c9"), "{}", ran.stdout);
@@ -396,7 +400,7 @@ fn the_version_is_the_environments_then_the_state_directorys_then_the_builds() {
 }
 
 #[test]
-fn the_other_server_key_than_the_pinned_one_is_used_and_told() {
+fn a_server_key_other_than_the_registrations_is_used_and_told() {
     let world = World::new();
     world.state_dir().load_or_create_identity(Provider::default(), &mut Drbg::new([1; 32])).unwrap();
     let jwk = consensus_core::state::Jwk::of_key([7; 32], "k").to_value();
