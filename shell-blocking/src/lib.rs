@@ -13,6 +13,7 @@ pub mod log;
 pub mod measure;
 pub mod runtime_api;
 pub mod settings;
+pub mod signals;
 pub mod state_dir;
 pub mod system;
 pub mod tls;

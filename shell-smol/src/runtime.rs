@@ -1,8 +1,6 @@
 //! The run loop: feeds the node what happened and carries out what it asks for.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Read as _;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,6 +13,7 @@ use consensus_core::node::Node;
 use consensus_core::time::Deadline;
 use shell_blocking::effects::{BlockingWork, Work, perform_blocking};
 use shell_blocking::runtime_api::{Environment, Provider};
+use shell_blocking::signals::Signals;
 use shell_blocking::system;
 use smol::channel::{Receiver, Sender};
 use smol::{Async, Executor, Task, Timer, future};
@@ -27,9 +26,6 @@ const MAX_WAITING: usize = 64;
 
 /// How long the last words may take after the node has finished.
 const FAREWELL: Duration = Duration::from_secs(3);
-
-/// The exit code of an operator who does not want to wait for a clean stop.
-const IMPATIENT: i32 = 70;
 
 /// Something the node is to be told.
 pub(crate) enum Happened {
@@ -240,26 +236,12 @@ impl Shell {
     }
 }
 
-/// SIGTERM and SIGINT stop the node in good order; the second of them ends the process.
+/// SIGTERM and SIGINT stop the node in good order.
 fn watch_signals(happened: Sender<Happened>) -> Result<impl Future<Output = ()> + use<>, String> {
-    let describe = |error: std::io::Error| format!("cannot watch for signals: {error}");
-    let (receiver, sender) = UnixStream::pair().map_err(describe)?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        let sender = sender.try_clone().map_err(describe)?;
-        signal_hook::low_level::pipe::register(signal, sender).map_err(describe)?;
-    }
-    receiver.set_nonblocking(true).map_err(describe)?;
-    let receiver = Async::new(receiver).map_err(describe)?;
+    let signals =
+        Async::new(Signals::watch()?).map_err(|error| format!("cannot watch for signals: {error}"))?;
     Ok(async move {
-        let _keep = sender;
-        for count in 0.. {
-            let read = receiver.read_with(|mut stream| stream.read(&mut [0; 1])).await;
-            if read.is_err() {
-                return;
-            }
-            if count > 0 {
-                std::process::exit(IMPATIENT);
-            }
+        while signals.read_with(Signals::take).await.is_ok() {
             let _ = happened.send(Happened::Input(Input::Stop)).await;
         }
     })

@@ -13,7 +13,6 @@ mod connect;
 mod fetch;
 mod inbox;
 mod link;
-mod signals;
 #[cfg(test)]
 mod tests;
 mod workers;
@@ -37,10 +36,10 @@ use rustix::io::Errno;
 use self::api::Api;
 use self::inbox::{Inbox, Said};
 use self::link::{Link, Read};
-use self::signals::Signals;
 use self::workers::Workers;
 use crate::effects::{BlockingWork, Work, perform_blocking};
 use crate::runtime_api::{Environment, Provider, Runtime};
+use crate::signals::Signals;
 use crate::system;
 
 /// Fetches at once. Each has a thread; more wait for one, within their own time.
@@ -90,6 +89,8 @@ struct Shell {
     writing: Workers,
     measuring: Workers,
     links: BTreeMap<LinkId, Tunnel>,
+    /// Links with more to read than one turn takes.
+    unread: Vec<LinkId>,
     /// Links that have ended for the node.
     lingering: Vec<Link>,
     effects: BTreeMap<EffectId, Arc<AtomicBool>>,
@@ -115,7 +116,7 @@ impl Shell {
     fn new(environment: Environment) -> Result<Self, String> {
         let inbox = Inbox::new().map_err(|error| format!("cannot set up the run loop: {error}"))?;
         let inbox = Arc::new(inbox);
-        let signals = Signals::watch().map_err(|error| format!("cannot watch for signals: {error}"))?;
+        let signals = Signals::watch()?;
         let api = match environment.listen {
             Some(address) => Some(Api::listen(address, &inbox)?),
             None => None,
@@ -136,6 +137,7 @@ impl Shell {
             writing: Workers::new("files", 1),
             measuring: Workers::new("measure", 1),
             links: BTreeMap::new(),
+            unread: Vec::new(),
             lingering: Vec::new(),
             effects: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -148,8 +150,6 @@ impl Shell {
 
     fn run(mut self, mut node: Node<Provider>) -> Result<Finish, String> {
         self.feed(&mut node, Input::Tick);
-        // A link with more to read than one turn takes.
-        let mut unread = Vec::new();
         loop {
             while let Some(input) = self.own.pop_front() {
                 self.feed(&mut node, input);
@@ -157,21 +157,19 @@ impl Shell {
             if self.finished.is_some() {
                 break;
             }
-            let mut ready = self.wait(unread.is_empty(), None)?;
-            ready.links.append(&mut unread);
+            let mut ready = self.wait(self.unread.is_empty(), None)?;
+            ready.links.append(&mut self.unread);
             if ready.said {
                 self.hear(&mut node);
             }
-            if ready.signal && self.signals.take() {
+            if ready.signal && self.signals.take().is_ok() {
                 self.feed(&mut node, Input::Stop);
             }
             if let Some(api) = self.api.as_mut().filter(|_| ready.connection) {
                 api.accept();
             }
             for id in ready.links {
-                if self.serve_link(&mut node, id) {
-                    unread.push(id);
-                }
+                self.serve_link(&mut node, id);
             }
             if ready.lingering {
                 self.lingering.retain_mut(Link::linger);
@@ -243,7 +241,7 @@ impl Shell {
 
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.inbox.bell(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
         ];
         let of_link = |link: &Link| {
             let write = if link.wants_to_write() { PollFlags::OUT } else { PollFlags::empty() };
@@ -304,7 +302,7 @@ impl Shell {
                             self.feed(node, Input::LinkOpened { link });
                             // The upgrade may have brought the first message with it, of which the system knows
                             // nothing.
-                            while self.serve_link(node, link) {}
+                            self.unread.push(link);
                         }
                         Err(end) => {
                             self.links.remove(&link);
@@ -329,27 +327,27 @@ impl Shell {
         }
     }
 
-    /// Reads and writes a link. `true` when there may be more to read at once.
-    fn serve_link(&mut self, node: &mut Node<Provider>, id: LinkId) -> bool {
+    /// Reads and writes a link.
+    fn serve_link(&mut self, node: &mut Node<Provider>, id: LinkId) {
         for turn in 0..MESSAGES_A_TURN {
-            let Some(Tunnel::Open(link)) = self.links.get_mut(&id) else { return false };
+            let Some(Tunnel::Open(link)) = self.links.get_mut(&id) else { return };
             if turn == 0 && link.wants_to_write() {
                 // A failure shows at the reading end, with its reason.
                 let _ = link.write();
             }
             match link.read() {
-                Read::Nothing => return false,
+                Read::Nothing => return,
                 Read::Input(input) => self.feed(node, input),
                 Read::End(end) => {
                     if let Some(Tunnel::Open(link)) = self.links.remove(&id) {
                         self.lingering.push(*link);
                     }
                     self.feed(node, Input::LinkEnded { link: id, end });
-                    return false;
+                    return;
                 }
             }
         }
-        true
+        self.unread.push(id);
     }
 
     fn open_link(&mut self, link: LinkId, url: String) {
