@@ -143,6 +143,11 @@ fn words(error: &rustls::Error) -> String {
             "the server's certificate is not for servers".to_owned()
         }
         CertificateError::BadEncoding => "the server's certificate is malformed".to_owned(),
+        // The verifier's own error type is not part of rustls' interface. This one is what a self-signed certificate
+        // of a lab runs into.
+        problem if format!("{problem:?}").contains("CaUsedAsEndEntity") => {
+            "the server's certificate is an authority's own; a server needs one with CA:FALSE".to_owned()
+        }
         problem => format!("the server's certificate is not accepted: {problem}"),
     }
 }
@@ -222,6 +227,10 @@ mod tests {
         assert!(unknown.contains("issuer") && unknown.contains("--ca"), "{unknown}");
         let name = handshake(&params("node.example"), "other.example", true).unwrap_err();
         assert!(name.contains("wanted other.example"), "{name}");
+        let mut authority = params("node.example");
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = handshake(&authority, "node.example", true).unwrap_err();
+        assert!(authority.contains("CA:FALSE"), "{authority}");
         let mut old = params("node.example");
         old.not_after = rcgen::date_time_ymd(2001, 1, 1);
         let expired = handshake(&old, "node.example", true).unwrap_err();
