@@ -85,6 +85,7 @@ mod api;
 pub mod bench;
 mod control;
 pub mod crypto;
+pub mod data_plane;
 pub mod eval;
 pub mod event;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -1,0 +1,137 @@
+//! The dedupe key: what names a request, so that a ticket can be bound to it (protocol.md section 10).
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+
+use serde_json::{Value, json};
+use url::Url;
+use url::form_urlencoded::Serializer;
+
+use crate::crypto::Crypto;
+use crate::wire::{canonical, hex};
+
+/// The key of a request: 64 hex digits. `None` where the URL is not one.
+pub fn key<'h, C: Crypto>(
+    crypto: &C,
+    url: &str,
+    method: &str,
+    headers: impl IntoIterator<Item = (&'h str, &'h str)>,
+    body: Option<&[u8]>,
+) -> Option<String> {
+    let url = canonical_url(url)?;
+    let mut scope = "global".to_string();
+    let mut kept: BTreeMap<String, Value> = BTreeMap::new();
+    for (name, value) in headers {
+        let name = name.to_ascii_lowercase();
+        match name.as_str() {
+            "x-api-key" => scope = hex::encode(&crypto.sha256(&[value.as_bytes()])),
+            "accept" | "content-type" => {
+                let value = value.split_whitespace().collect::<Vec<_>>().join(" ");
+                if !value.is_empty() {
+                    kept.insert(name, value.into());
+                }
+            }
+            _ => {}
+        }
+    }
+    let body_hash = match body {
+        Some(body) => hex::encode(&crypto.sha256(&[body])),
+        None => "no-body".to_string(),
+    };
+    let named = json!({
+        "v": 1, "scope": scope, "method": method.to_uppercase(), "url": url, "headers": kept, "body_hash": body_hash,
+    });
+    Some(hex::encode(&crypto.sha256(&[canonical::to_canonical(&named).as_bytes()])))
+}
+
+/// The URL without its fragment, its query decoded as form data, sorted by name and then value (UTF-16 code units),
+/// and encoded again.
+fn canonical_url(url: &str) -> Option<String> {
+    let mut url = Url::parse(url).ok()?;
+    url.set_fragment(None);
+    let mut pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+    // `cmp_by` of the two UTF-16 sequences; the sort keeps equal pairs as they are.
+    pairs.sort_by(|a, b| utf16_cmp(&a.0, &b.0).then_with(|| utf16_cmp(&a.1, &b.1)));
+    if pairs.is_empty() {
+        url.set_query(None);
+    } else {
+        let query = Serializer::new(String::new()).extend_pairs(pairs).finish();
+        url.set_query(Some(&query));
+    }
+    Some(url.into())
+}
+
+fn utf16_cmp(a: &str, b: &str) -> core::cmp::Ordering {
+    a.encode_utf16().cmp(b.encode_utf16())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::pure::Pure;
+    use crate::wire::canonical::tests::vectors;
+
+    fn key_of(url: &Value, method: &Value, headers: &Value, body: Option<&[u8]>) -> Option<String> {
+        let headers = headers.as_object().cloned().unwrap_or_default();
+        let headers: Vec<(String, String)> =
+            headers.into_iter().map(|(name, value)| (name, value.as_str().unwrap().to_string())).collect();
+        let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        key(&Pure, url.as_str().unwrap(), method.as_str().unwrap(), headers, body)
+    }
+
+    #[test]
+    fn the_deployed_networks_keys_hold() {
+        let Some(file) = vectors("dedupe") else { return };
+        for vector in file["vectors"].as_array().unwrap() {
+            let input = &vector["input"];
+            // A body that is not text is hashed as its canonical JSON.
+            let body = match &input["body"] {
+                Value::Null => None,
+                Value::String(text) => Some(text.clone()),
+                value => Some(canonical::to_canonical(value)),
+            };
+            let key = key_of(
+                &input["target_url"],
+                &input["method"],
+                &input["headers"],
+                body.as_deref().map(str::as_bytes),
+            );
+            assert_eq!(key.as_deref(), vector["key"].as_str(), "{}", vector["name"]);
+        }
+        let file = vectors("dedupe-more").unwrap();
+        for vector in file["urls"].as_array().unwrap() {
+            let url = vector["url"].as_str().unwrap();
+            assert_eq!(canonical_url(url).as_deref(), vector["canonical_url"].as_str(), "{url}");
+            let key = key_of(&vector["url"], &"GET".into(), &Value::Null, None);
+            assert_eq!(key.as_deref(), vector["key_get"].as_str(), "{url}");
+        }
+        for vector in file["requests"].as_array().unwrap() {
+            let body = vector["body_hex"].as_str().map(|text| hex::decode(text).unwrap());
+            let key = key_of(&vector["target_url"], &vector["method"], &vector["headers"], body.as_deref());
+            assert_eq!(key.as_deref(), vector["key"].as_str(), "{}", vector["target_url"]);
+        }
+    }
+
+    #[test]
+    fn requests_that_differ_in_what_counts_have_other_keys() {
+        let base = |url, method, headers: &[(&'static str, &'static str)], body: Option<&[u8]>| {
+            key(&Pure, url, method, headers.iter().copied(), body).unwrap()
+        };
+        let one = base("http://a.example/?b=1&a=2#f", "get", &[("Accept", " a  b ")], None);
+        assert_eq!(
+            one,
+            base("http://a.example/?a=2&b=1", "GET", &[("accept", "a b"), ("x-other", "y")], None)
+        );
+        for other in [
+            base("http://a.example/?a=2&b=2", "GET", &[("accept", "a b")], None),
+            base("http://a.example/?a=2&b=1", "PUT", &[("accept", "a b")], None),
+            base("http://a.example/?a=2&b=1", "GET", &[], None),
+            base("http://a.example/?a=2&b=1", "GET", &[("accept", "a b")], Some(b"")),
+            base("http://a.example/?a=2&b=1", "GET", &[("accept", "a b"), ("x-api-key", "k")], None),
+        ] {
+            assert_ne!(one, other);
+        }
+        assert_eq!(key(&Pure, "not a url", "GET", [], None), None);
+    }
+}

@@ -1,0 +1,5 @@
+//! The data plane: end-to-end encrypted connections of clients, one request each (protocol.md section 10).
+
+pub mod dedupe;
+pub mod replay;
+pub mod ticket;
