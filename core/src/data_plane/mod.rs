@@ -2,4 +2,5 @@
 
 pub mod dedupe;
 pub mod replay;
+pub mod responder;
 pub mod ticket;

@@ -9,11 +9,9 @@ use serde_json::Value;
 
 use crate::crypto::identity::verify_base64;
 use crate::crypto::{Crypto, constant_time_eq};
+use crate::data_plane::responder::PROOF_PROTOCOL;
 use crate::time::Now;
 use crate::wire::canonical;
-
-/// The `protocol` of a proof.
-pub const RESPONDER_AUTH: &str = "consensus-node-responder-auth";
 
 /// How old a proof may be.
 pub const MAX_AGE: Duration = Duration::from_secs(30);
@@ -107,7 +105,7 @@ pub fn verify_proof<C: Crypto>(
     now: Now,
 ) -> Result<(), ProofError> {
     let fields = Proof::deserialize(proof).map_err(|_| ProofError::Malformed)?;
-    if fields.protocol != RESPONDER_AUTH || fields.version != 1 {
+    if fields.protocol != PROOF_PROTOCOL || fields.version != 1 {
         return Err(ProofError::Malformed);
     }
     if fields.node_id != challenge.node_id {
@@ -152,7 +150,7 @@ mod tests {
     fn a_proof_is_good_for_its_age_and_the_tolerance_on_both_sides() {
         let node = Identity::from_seed(Pure, &[5; 32]);
         let mut proof = serde_json::json!({
-            "protocol": RESPONDER_AUTH, "version": 1, "node_id": "n", "client_nonce": "AA==", "node_nonce": "AQ==",
+            "protocol": PROOF_PROTOCOL, "version": 1, "node_id": "n", "client_nonce": "AA==", "node_nonce": "AQ==",
             "timestamp": 1_000_000, "channel_binding": "Ag==",
         });
         proof["signature"] = Value::from(node.sign(canonical::to_canonical(&proof).as_bytes()));
