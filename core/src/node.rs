@@ -247,6 +247,8 @@ impl<C: Crypto> Node<C> {
         self.eval.stop(&mut self.out);
         match &mut self.control {
             Some(control) => control.stop(&mut self.out),
+            // The server has said all it had to say; the end comes with the file.
+            None if self.eval.is_saving() => {}
             None => {
                 let finish = self.eval.finish_unadmitted(&mut self.out, down.outcome, &down.reason);
                 self.finish(finish);

@@ -104,6 +104,21 @@ fn an_evaluation_that_loses_its_server_ends_as_unreachable() {
 }
 
 #[test]
+fn a_server_that_leaves_right_after_admitting_has_admitted() {
+    let mut world = World::new(config(Some(Mode::Eval)), 1);
+    let is_offered = |world: &World| {
+        world.server_events.iter().any(|(_, event)| matches!(event, orchestrator::Event::Offered(_)))
+    };
+    while !is_offered(&world) {
+        world.run_for(Duration::from_millis(1));
+    }
+    world.cut();
+    let finish = world.run_to_end();
+    assert_eq!(finish.outcome, Outcome::Done, "{}", finish.message);
+    assert!(world.files.contains_key(&StateFile::JoinAuth));
+}
+
+#[test]
 fn a_heartbeat_goes_out_at_once_and_every_thirty_seconds() {
     let mut world = control();
     world.run_for(600 * SECOND);

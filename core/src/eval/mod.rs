@@ -114,6 +114,11 @@ impl Eval {
         self.running.as_ref().map(|running| running.until).or(self.idle)
     }
 
+    /// Whether the node is admitted, and the authorisation on its way to the disk.
+    pub(crate) const fn is_saving(&self) -> bool {
+        self.saving.is_some()
+    }
+
     /// Whether the effect is one of this machine's.
     pub(crate) fn owns(&self, effect: EffectId) -> bool {
         self.running.as_ref().is_some_and(|running| running.effect == effect)
