@@ -83,6 +83,16 @@ pub const MAX_HTTP_HEADERS: usize = 128;
 /// the message (at most a head of [`MAX_HTTP_HEAD`], escaped) must fit beside it in [`MAX_MESSAGE`].
 pub const MAX_TUNNEL_BODY: usize = (MAX_MESSAGE - 512 * 1024) / 4 * 3;
 
+/// The body of a response that travels in a stream's datum: it is base64 inside JSON inside base64 inside JSON, which
+/// makes 16 bytes of 9.
+pub const MAX_STREAM_BODY: usize = (MAX_MESSAGE - 1024 * 1024) / 16 * 9;
+
+/// Streams open at once; one more is refused.
+pub const MAX_STREAMS: usize = 4096;
+
+/// From one step of a data-plane client to its next: `data_init`, then the request.
+pub const DATA_PLANE_STEP: Duration = Duration::from_secs(10);
+
 /// Bounds that an operator may set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {

@@ -1,6 +1,7 @@
 //! The node as one machine: routes inputs to the machine they belong to, and has no protocol rule of its own.
 
 use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
 use core::fmt;
 
 use zeroize::Zeroizing;
@@ -49,6 +50,7 @@ pub struct Config {
 
 /// The node.
 pub struct Node<C: Crypto> {
+    crypto: C,
     identity: Identity<C>,
     manifest: Manifest,
     registration: Option<Registration>,
@@ -58,7 +60,7 @@ pub struct Node<C: Crypto> {
     now: Now,
     tunnel: Option<Tunnel<C>>,
     eval: Eval,
-    control: Option<Control>,
+    control: Option<Control<C>>,
     api: Api,
     phase: Phase,
 }
@@ -114,11 +116,12 @@ impl<C: Crypto> Node<C> {
                 ping_interval: config.limits.ping_interval,
                 silence_limit: config.limits.silence_limit,
             };
-            Tunnel::new(crypto, settings)
+            Tunnel::new(crypto.clone(), settings)
         });
         let control = (config.mode == Some(Mode::Control))
-            .then(|| Control::new(node_id.unwrap_or_default(), audience, config.limits.clone(), now));
+            .then(|| Control::new(config.registration.as_ref(), audience, config.limits.clone(), now));
         Self {
+            crypto,
             identity,
             manifest: config.manifest,
             registration: config.registration,
@@ -208,10 +211,7 @@ impl<C: Crypto> Node<C> {
             self.with_tunnel(Tunnel::handle_time);
             let next = self.eval.handle_time(&mut eval_context!(self));
             self.after_eval(next);
-            if let Some(control) = &mut self.control {
-                let answer = control.handle_time(self.now, &mut self.out);
-                self.send(answer);
-            }
+            self.with_control(Control::handle_time);
             self.api.handle_time(self.now, &mut self.out);
         }
     }
@@ -237,9 +237,23 @@ impl<C: Crypto> Node<C> {
 
     fn handle_ready(&mut self) {
         self.eval.start(self.now);
-        if let Some(control) = &mut self.control {
-            let heartbeat = control.start(self.now, &mut self.out);
-            self.send(Some(heartbeat));
+        self.with_control(Control::start);
+    }
+
+    fn with_control(&mut self, act: impl FnOnce(&mut Control<C>, &mut control::Context<'_, C>)) {
+        let Some(control) = &mut self.control else { return };
+        let mut answers = Vec::new();
+        let mut context = control::Context {
+            now: self.now,
+            crypto: &self.crypto,
+            identity: &self.identity,
+            rng: &mut self.rng,
+            out: &mut self.out,
+            answers: &mut answers,
+        };
+        act(control, &mut context);
+        for answer in answers {
+            self.send(Some(answer));
         }
     }
 
@@ -259,8 +273,9 @@ impl<C: Crypto> Node<C> {
     fn handle_message(&mut self, message: Message) {
         let (now, out) = (self.now, &mut self.out);
         let seconds = now.unix_seconds();
-        let answer = match (message, &mut self.control) {
-            (Message::EvalRequest(request), Some(_)) if !eval::is_allowed_in_control(&request.action) => {
+        let serves = self.control.is_some();
+        let answer = match (message, serves) {
+            (Message::EvalRequest(request), true) if !eval::is_allowed_in_control(&request.action) => {
                 let text = "a registered node is not evaluated anew";
                 Some(message::error(seconds, Some(&request.id), "eval_action_not_allowed", text))
             }
@@ -281,20 +296,23 @@ impl<C: Crypto> Node<C> {
                 let text = "http_request is reserved";
                 Some(message::error(seconds, request.id.as_deref(), "unsupported", text))
             }
-            (Message::ProxyRequest(request), Some(control)) => {
-                control.handle_proxy_request(now, out, request)
+            (Message::ProxyRequest(request), true) => {
+                return self.with_control(|control, context| control.handle_proxy_request(context, request));
             }
-            (Message::StreamOpen(open), Some(_)) => {
-                out.event(Event::Unsupported { what: "a stream".to_string() });
-                let text = "this release opens no streams";
-                Some(message::error(seconds, Some(&open.stream_id), "unsupported_stream_target", text))
+            (Message::StreamOpen(open), true) => {
+                return self.with_control(|control, context| control.handle_stream_open(context, open));
             }
-            // Data that crossed with the refusal above.
-            (Message::StreamData(_) | Message::StreamClose(_), Some(_)) => None,
-            (Message::UpdatePrepare(request), Some(_)) => {
+            (Message::StreamData(data), true) => {
+                return self.with_control(|control, context| control.handle_stream_data(context, data));
+            }
+            (Message::StreamClose(close), true) => {
+                return self
+                    .with_control(|control, context| control.handle_stream_close(context.out, &close));
+            }
+            (Message::UpdatePrepare(request), true) => {
                 Some(control::update_prepare(now, out, &self.manifest, request))
             }
-            (Message::UpdateApply(request), Some(_)) => Some(control::update_apply(now, request)),
+            (Message::UpdateApply(request), true) => Some(control::update_apply(now, request)),
             (Message::Ack(_), _) => None,
             (message, _) => {
                 let text = ["a node does not take a message of type ", message.kind(), " here"].concat();
@@ -310,9 +328,8 @@ impl<C: Crypto> Node<C> {
             self.after_eval(next);
         } else if self.api.owns(effect) {
             self.api.handle_done(self.now, &mut self.out, effect, result);
-        } else if let Some(control) = self.control.as_mut().filter(|control| control.owns(effect)) {
-            let answer = control.handle_done(self.now, &mut self.out, effect, result);
-            self.send(answer);
+        } else if self.control.as_ref().is_some_and(|control| control.owns(effect)) {
+            self.with_control(|control, context| control.handle_done(context, effect, result));
         }
     }
 

@@ -83,6 +83,8 @@ pub enum Reason {
     EvalIdle,
     /// A proxied request must be answered by then (protocol.md section 9).
     ProxyRequest,
+    /// A data-plane client must take its next step by then.
+    DataPlaneStep,
     /// A request to the local API must be answered by then.
     LocalRequest,
 }
@@ -100,6 +102,7 @@ impl fmt::Display for Reason {
             Self::EvalAction => "eval action",
             Self::EvalIdle => "next eval action",
             Self::ProxyRequest => "proxied request",
+            Self::DataPlaneStep => "data-plane step",
             Self::LocalRequest => "local request",
         })
     }
