@@ -1,6 +1,7 @@
-//! The client's half of the data plane (protocol.md section 10); for now, how it checks who answered.
+//! The client's half of the data plane (protocol.md section 10).
 
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
@@ -8,10 +9,11 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::crypto::identity::verify_base64;
-use crate::crypto::{Crypto, constant_time_eq};
-use crate::data_plane::responder::PROOF_PROTOCOL;
+use crate::crypto::{Crypto, Drbg, constant_time_eq};
+use crate::data_plane::responder::{Accept, PROOF_PROTOCOL, PROTOCOL, VERSION, channel_binding};
 use crate::time::Now;
-use crate::wire::canonical;
+use crate::tunnel::session::{Keys, Role, Session};
+use crate::wire::{base64, canonical};
 
 /// How old a proof may be.
 pub const MAX_AGE: Duration = Duration::from_secs(30);
@@ -130,6 +132,93 @@ pub fn verify_proof<C: Crypto>(
         Ok(())
     } else {
         Err(ProofError::Signature)
+    }
+}
+
+/// A connection whose `data_init` is sent.
+pub struct Connecting<C: Crypto> {
+    crypto: C,
+    secret: C::EphemeralSecret,
+    node_id: String,
+    public_key: String,
+    nonce: [u8; 32],
+}
+
+impl<C: Crypto> fmt::Debug for Connecting<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connecting").field("node_id", &self.node_id).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectError {
+    /// Not a `data_accept` of version 1, or one whose keys do not fit together.
+    Malformed,
+    /// The node did not prove who it is.
+    Proof(ProofError),
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed => f.write_str("not a data_accept of version 1"),
+            Self::Proof(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for ConnectError {}
+
+impl<C: Crypto> Connecting<C> {
+    /// Starts a connection to the node of that name: what waits for its answer, and the `data_init` to send.
+    pub fn start(crypto: C, node_id: &str, rng: &mut Drbg, now: Now) -> (Self, Vec<u8>) {
+        let nonce = rng.bytes::<32>();
+        let (secret, point) = crypto.generate_ephemeral(rng);
+        let public_key = base64::encode(&point);
+        let init = serde_json::json!({
+            "type": "data_init", "protocol": PROTOCOL, "version": VERSION, "node_id": node_id,
+            "client_public_key": public_key, "client_nonce": base64::encode(&nonce), "timestamp": now.unix_seconds(),
+        });
+        let connecting = Self { crypto, secret, node_id: node_id.into(), public_key, nonce };
+        (connecting, init.to_string().into_bytes())
+    }
+
+    /// Takes the node's answer; `node_key` is the key the client was given for the node.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub fn finish(
+        self,
+        accept: &[u8],
+        node_key: &[u8; 32],
+        nonces: Drbg,
+        now: Now,
+    ) -> Result<Session<C>, ConnectError> {
+        let accept: Value = serde_json::from_slice(accept).map_err(|_| ConnectError::Malformed)?;
+        let fields = Accept::deserialize(&accept).map_err(|_| ConnectError::Malformed)?;
+        if fields.kind != "data_accept" || fields.protocol != PROTOCOL || fields.version != VERSION {
+            return Err(ConnectError::Malformed);
+        }
+        let client_nonce = base64::encode(&self.nonce);
+        let node = (fields.node_public_key.as_str(), fields.proof.node_nonce.as_str());
+        let binding = channel_binding(&self.crypto, &self.node_id, (&self.public_key, &client_nonce), node);
+        let challenge = Challenge {
+            node_id: &self.node_id,
+            client_nonce: &client_nonce,
+            channel_binding: Some(&base64::encode(&binding)),
+            public_key: node_key,
+        };
+        let proof = accept.get("proof").unwrap_or(&Value::Null);
+        verify_proof(&self.crypto, challenge, proof, now).map_err(ConnectError::Proof)?;
+        let point = base64::decode_array(node.0).ok_or(ConnectError::Malformed)?;
+        let node_nonce = base64::decode_array(node.1).ok_or(ConnectError::Malformed)?;
+        let shared = self.crypto.agree(self.secret, &point).map_err(|_| ConnectError::Malformed)?;
+        let keys = Keys::derive(&self.crypto, &shared, &self.nonce, &node_nonce, &binding);
+        if keys.session_id != fields.session_id {
+            return Err(ConnectError::Malformed);
+        }
+        Ok(Session::new(self.crypto, keys, Role::Client, nonces))
     }
 }
 
