@@ -185,7 +185,7 @@ impl<C: Crypto> Control<C> {
             None | Some(Stream::ProxySession) => self.session_datum(context, stream_id, &data),
             Some(Stream::DataInit { .. }) => self.data_init(context, stream_id, &data),
             Some(Stream::DataRequest { responder, .. }) => {
-                self.data_request(context, stream_id, *responder, data)
+                self.data_request(context, stream_id, *responder, data);
             }
             // One request a connection: what follows it is nobody's.
             Some(Stream::DataFetching) => self.streams.put(stream_id, Stream::DataFetching),
