@@ -447,10 +447,10 @@ fn stream(world: &World, id: &str) -> (Vec<Vec<u8>>, Option<String>) {
         let orchestrator::Event::Message(message) = event else { continue };
         match &**message {
             Message::StreamData(data) if data.stream_id == id => {
-                sent.0.push(base64::decode(&data.data).unwrap())
+                sent.0.push(base64::decode(&data.data).unwrap());
             }
             Message::StreamClose(close) if close.stream_id == id => {
-                sent.1 = Some(close.reason.clone().unwrap())
+                sent.1 = Some(close.reason.clone().unwrap());
             }
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! The runtime on plain threads.
 //!
 //! One thread owns the node and waits, with poll(2), for the tunnel's socket, the local API's listener, signals, and
-//! the [`Inbox`] that other threads ring. What blocks (look-ups, TLS handshakes, fetches, files, measurements, the
+//! the inbox that other threads ring. What blocks (look-ups, TLS handshakes, fetches, files, measurements, the
 //! local API's clients) has threads that are made when needed and end when idle.
 //!
 //! rustix's `poll` and not the polling crate: registering a source there is `unsafe`, because it must be taken out
