@@ -10,7 +10,8 @@ use alloc::vec::Vec;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::str::FromStr as _;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::crypto::identity::Identity;
@@ -28,6 +29,7 @@ use crate::release::manifest::{Capabilities, Manifest};
 use crate::state::Registration;
 use crate::time::{Deadline, Now, Reason, iso8601};
 use crate::wire::base64;
+use crate::wire::message::{EvalParams, joined_headers};
 
 /// What the API needs of the node it speaks for.
 pub(crate) struct Context<'a, C: Crypto> {
@@ -36,6 +38,8 @@ pub(crate) struct Context<'a, C: Crypto> {
     pub(crate) identity: &'a Identity<C>,
     pub(crate) manifest: &'a Manifest,
     pub(crate) registration: Option<&'a Registration>,
+    /// `connected`, `connecting` or `none`.
+    pub(crate) tunnel: &'static str,
     pub(crate) rng: &'a mut Drbg,
     pub(crate) out: &'a mut Outbox,
 }
@@ -71,11 +75,12 @@ pub(crate) struct Api {
 
 /// The body of `POST /proxy`.
 #[derive(Deserialize)]
-struct ProxyBody {
+struct ProxyBody<'a> {
     target_url: Option<String>,
     method: Option<String>,
     headers: Option<BTreeMap<String, String>>,
-    body: Option<Value>,
+    #[serde(borrow)]
+    body: Option<&'a RawValue>,
 }
 
 impl Api {
@@ -119,7 +124,7 @@ impl Api {
         let Pending { id, asked, until, work } = pending;
         match (work, result) {
             (Work::Proxy, EffectResult::Fetched(Ok(response))) => {
-                respond(out, id, 200, &proxied(now, asked, response));
+                respond(out, id, 200, &proxied(now, asked, &response));
             }
             (Work::Proxy, EffectResult::Fetched(Err(error))) => {
                 let (status, code) = fetch_status(&error);
@@ -244,14 +249,14 @@ impl Api {
         request: &LocalRequest,
     ) -> Result<(), (u16, &'static str, String)> {
         let bad = |message: String| (400, "bad_request", message);
-        let body: ProxyBody =
+        let body: ProxyBody<'_> =
             serde_json::from_slice(&request.body).map_err(|error| bad(error.to_string()))?;
         let url = body.target_url.ok_or_else(|| bad("target_url is missing".to_string()))?;
-        let data = match body.body {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text.into_bytes()),
-            Some(value) => Some(value.to_string().into_bytes()),
-        };
+        // Text is sent as the text it means, any other JSON as it is written.
+        let data = body.body.map(|raw| {
+            let text = serde_json::from_str::<String>(raw.get());
+            text.unwrap_or_else(|_| raw.get().to_string()).into_bytes()
+        });
         let request = guard::Request {
             url: &url,
             method: body.method.as_deref(),
@@ -284,7 +289,8 @@ impl Api {
 }
 
 fn memory_pressure(body: &[u8]) -> Result<Measurement, (u16, &'static str, String)> {
-    let params = if body.trim_ascii().is_empty() { Ok(Value::Null) } else { serde_json::from_slice(body) };
+    let empty = body.trim_ascii().is_empty();
+    let params = if empty { Ok(EvalParams::default()) } else { serde_json::from_slice(body) };
     let params = params.map_err(|error| (400, "bad_request", error.to_string()))?;
     eval::memory_pressure(&params).map_err(|message| (400, "bad_request", message))
 }
@@ -340,6 +346,7 @@ fn health<C: Crypto>(context: &Context<'_, C>) -> Value {
         "registered": context.registration.is_some(),
         "node_id": context.registration.map(|registration| registration.node_id.as_str()),
         "domain": context.registration.and_then(|registration| registration.domain.as_deref()),
+        "tunnel": context.tunnel,
         "uptime": context.now.monotonic.saturating_sub(context.started.monotonic).as_secs(),
         "timestamp": iso8601(context.now.unix),
     })
@@ -352,26 +359,51 @@ fn version(manifest: &Manifest) -> Value {
     })
 }
 
-fn proxied(now: Now, asked: Now, response: Response) -> Value {
+/// The answer to `/proxy`. The data stays text: a target's JSON is checked and passed on, never held as a tree, which
+/// takes a hundred times its length.
+#[derive(Serialize)]
+struct Proxied<'a> {
+    status: u16,
+    #[serde(rename = "statusText")]
+    status_text: &'a str,
+    headers: BTreeMap<String, String>,
+    data: Data<'a>,
+    data_encoding: &'static str,
+    meta: Value,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Data<'a> {
+    Json(&'a RawValue),
+    Text(&'a str),
+    Base64(String),
+}
+
+fn proxied<'a>(now: Now, asked: Now, response: &'a Response) -> Proxied<'a> {
     let Response { status, reason, headers, body } = response;
     let is_json = headers.iter().any(|(name, value)| {
         name.eq_ignore_ascii_case("content-type") && value.to_ascii_lowercase().contains("json")
     });
     // JSON as JSON, text as text, and anything else as base64, which `data_encoding` then says.
-    let parsed: Option<Value> = if is_json { serde_json::from_slice(&body).ok() } else { None };
-    let (data, encoding) = match parsed {
-        Some(value) => (value, "json"),
-        None => match String::from_utf8(body) {
-            Ok(text) => (Value::String(text), "utf8"),
-            Err(error) => (Value::String(base64::encode(error.as_bytes())), "base64"),
-        },
+    let text = core::str::from_utf8(body).ok();
+    let json: Option<&RawValue> = text.filter(|_| is_json).and_then(|text| serde_json::from_str(text).ok());
+    let (data, data_encoding) = match (json, text) {
+        (Some(json), _) => (Data::Json(json), "json"),
+        (None, Some(text)) => (Data::Text(text), "utf8"),
+        (None, None) => (Data::Base64(base64::encode(body)), "base64"),
     };
     let took = now.monotonic.saturating_sub(asked.monotonic);
-    json!({
-        "status": status, "statusText": reason, "headers": crate::wire::message::joined_headers(&headers),
-        "data": data, "data_encoding": encoding,
-        "meta": {"processing_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "timestamp": iso8601(now.unix)},
-    })
+    let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let meta = json!({"processing_ms": took, "timestamp": iso8601(now.unix)});
+    Proxied {
+        status: *status,
+        status_text: reason,
+        headers: joined_headers(headers),
+        data,
+        data_encoding,
+        meta,
+    }
 }
 
 fn fetch_status(error: &FetchError) -> (u16, &'static str) {
@@ -389,14 +421,15 @@ fn fetch_status(error: &FetchError) -> (u16, &'static str) {
     }
 }
 
-fn respond(out: &mut Outbox, id: LocalId, status: u16, body: &Value) {
+fn respond(out: &mut Outbox, id: LocalId, status: u16, body: &impl Serialize) {
     let header = |name: &str, value: &str| (name.to_string(), value.to_string());
     let headers = Vec::from([
         header("content-type", "application/json"),
         header("cache-control", "no-store"),
         header("x-content-type-options", "nosniff"),
     ]);
-    let mut body = body.to_string().into_bytes();
+    // Plain data serialises.
+    let mut body = serde_json::to_vec(body).unwrap_or_default();
     body.push(b'\n');
     out.push(Output::Respond { id, response: LocalResponse { status, headers, body } });
 }

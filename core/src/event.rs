@@ -8,9 +8,11 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::iso8601;
 use crate::tunnel::Mode;
 
 /// How loud an event is.
@@ -69,6 +71,11 @@ pub enum Event {
         /// Its message.
         message: String,
     },
+    /// An answer was too large to be sent.
+    NotSent {
+        /// Its plaintext, in bytes.
+        length: usize,
+    },
     /// A heartbeat was sent.
     Heartbeat {
         /// Requests under way.
@@ -91,6 +98,11 @@ pub enum Event {
         summary: String,
         /// From the request to the answer.
         duration_ms: u64,
+    },
+    /// Every action was answered; the server's decision, or its next action, has not come yet.
+    EvalWaiting {
+        /// How long the node will go on waiting.
+        seconds: u64,
     },
     /// The node's own judgement of its results.
     EvalVerdict {
@@ -150,11 +162,13 @@ impl Event {
             | Self::Connected { .. }
             | Self::EvalStarted { .. }
             | Self::EvalFinished { .. }
+            | Self::EvalWaiting { .. }
             | Self::EvalVerdict { admissible: true, .. }
             | Self::Admitted { .. }
             | Self::Stopping => Level::Info,
             Self::Disconnected { .. }
             | Self::BadFrame { .. }
+            | Self::NotSent { .. }
             | Self::ServerError { .. }
             | Self::ProxyFailed { .. }
             | Self::Unsupported { .. } => Level::Warn,
@@ -170,9 +184,11 @@ impl Event {
             | Self::Connected { .. }
             | Self::Disconnected { .. }
             | Self::BadFrame { .. }
+            | Self::NotSent { .. }
             | Self::ServerError { .. } => "tunnel",
             Self::EvalStarted { .. }
             | Self::EvalFinished { .. }
+            | Self::EvalWaiting { .. }
             | Self::EvalVerdict { .. }
             | Self::Admitted { .. } => "eval",
             Self::Heartbeat { .. }
@@ -203,6 +219,7 @@ impl fmt::Display for Event {
             Self::BadFrame { reason, count } => {
                 write!(f, "the server sent a bad frame ({count} in this session): {reason}")
             }
+            Self::NotSent { length } => write!(f, "an answer of {length} bytes does not fit in a frame"),
             Self::ServerError { code, message } => write!(f, "the server reports {code}: {message}"),
             Self::Heartbeat { active_requests, active_streams } => {
                 write!(f, "heartbeat, {active_requests} requests and {active_streams} streams under way")
@@ -212,6 +229,9 @@ impl fmt::Display for Event {
                 write!(f, "{action}: {summary} ({duration_ms} ms)")
             }
             Self::EvalFinished { action, ok: false, summary, .. } => write!(f, "{action} failed: {summary}"),
+            Self::EvalWaiting { seconds } => {
+                write!(f, "waiting for the network's decision (up to {seconds} s)")
+            }
             Self::EvalVerdict { admissible: true, missed: _, not_measured } if not_measured.is_empty() => {
                 f.write_str("own verdict: every threshold is met")
             }
@@ -224,9 +244,10 @@ impl fmt::Display for Event {
                 write_list(f, missed)
             }
             Self::Admitted { join_id, expires_at } => {
+                let until = iso8601(Duration::from_secs(*expires_at));
                 write!(
                     f,
-                    "admitted, join request {join_id} (until unix time {expires_at}); next: register this node"
+                    "admitted, join request {join_id}, to be used until {until}; next: register this node"
                 )
             }
             Self::Proxied { origin, status, bytes, duration_ms } => {

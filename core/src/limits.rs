@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 /// which refuses a larger one by its header, before memory is taken for it.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 
+/// A message that carries nobody's bytes: everything but requests, responses, stream data and eval. Real ones are
+/// under 4 KiB.
+pub const MAX_SMALL_MESSAGE: usize = 64 * 1024;
+
 /// A handshake message. The largest legal one is under 1 KiB.
 pub const MAX_HANDSHAKE: usize = 16 * 1024;
 
@@ -52,6 +56,9 @@ pub const MAX_EVAL_QUEUE: usize = 16;
 /// nothing (protocol.md section 5), so this is when the node gives its own verdict.
 pub const EVAL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// After so long without a new action the operator is told that the network is being waited for.
+pub const EVAL_PATIENCE: Duration = Duration::from_secs(3);
+
 /// The decoded payload of `tunnel_echo` (protocol.md section 5).
 pub const MAX_ECHO: usize = 512 * 1024;
 
@@ -68,7 +75,10 @@ pub const MAX_LOCAL_REQUESTS: usize = 64;
 pub const MAX_LOCAL_BODY: usize = 10 * 1024 * 1024;
 
 /// A response of the network's own HTTP interface (registration, manifest, status). Real ones are a few KiB.
-pub const MAX_SERVER_RESPONSE: usize = 1024 * 1024;
+pub const MAX_SERVER_RESPONSE: usize = 256 * 1024;
+
+/// Bodies of proxied requests held at once, decoded, in bytes.
+pub const MAX_REQUEST_BODIES: usize = 64 * 1024 * 1024;
 
 /// One exchange with the network's own HTTP interface.
 pub const SERVER_TIMEOUT: Duration = Duration::from_secs(30);

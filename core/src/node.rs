@@ -340,6 +340,11 @@ impl<C: Crypto> Node<C> {
             identity: &self.identity,
             manifest: &self.manifest,
             registration: self.registration.as_ref(),
+            tunnel: match &self.tunnel {
+                None => "none",
+                Some(tunnel) if tunnel.is_up() => "connected",
+                Some(_) => "connecting",
+            },
             rng: &mut self.rng,
             out: &mut self.out,
         };
@@ -370,6 +375,10 @@ impl<C: Crypto> Node<C> {
         self.eval.stop(&mut self.out);
         if let Some(control) = &mut self.control {
             control.stop(&mut self.out);
+        }
+        if self.eval.is_saving() {
+            // It is won: a moment more, and it is on the disk.
+            return;
         }
         let is_eval = self.tunnel.is_some() && self.control.is_none();
         if let Some(tunnel) = &mut self.tunnel {

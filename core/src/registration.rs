@@ -516,6 +516,9 @@ impl Registering {
         }
         if !is_success(&response) {
             let mut message = failure_text(&response);
+            if matches!(response.status, 404 | 410) {
+                message = format!("{message}; if the authorisation was used, run `eval` for another");
+            }
             if response.status >= 500 {
                 message = format!("{message}; {TAKEN}");
             }
@@ -693,7 +696,11 @@ pub(crate) fn failure_text(response: &Response) -> String {
     let said = match serde_json::from_str::<Failure>(&body) {
         Ok(Failure { error, message: Some(message) }) if message != error => format!("{error}: {message}"),
         Ok(Failure { error, .. }) => error,
-        Err(_) => body.trim().to_string(),
+        // Whatever it is, its text is not for this program's operator.
+        Err(_) if !body.trim().is_empty() => {
+            "not an answer of a Consensus server; check the server URL".to_string()
+        }
+        Err(_) => String::new(),
     };
     match said.as_str() {
         "" => printable(format!("HTTP {} {}", response.status, response.reason).trim_end()),
@@ -993,7 +1000,8 @@ mod tests {
         run.give(Input::Done(Ok(Response { status: 500, reason: String::new(), headers: vec![], body })));
         let message = run.expect_finish(Outcome::Refused);
         assert!(
-            message.starts_with("HTTP 500: <html>") && message.contains("may have been taken"),
+            message.starts_with("HTTP 500: not an answer of a Consensus server")
+                && message.contains("may have been taken"),
             "{message}"
         );
     }

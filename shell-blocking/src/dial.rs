@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use consensus_core::guard::{self, Target};
@@ -71,6 +72,41 @@ pub fn candidates(
     }
 }
 
+/// Look-ups of strangers' names at once. Each holds a thread until the system's resolver is done with it, which may be
+/// long after nobody waits for it any more.
+const MAX_LOOK_UPS: usize = 32;
+
+static LOOK_UPS: AtomicUsize = AtomicUsize::new(0);
+
+/// The place of one look-up, given back when dropped; to be held until the resolver has answered.
+#[derive(Debug)]
+pub struct LookUp {
+    counts: bool,
+}
+
+impl LookUp {
+    /// A place for a look-up. The operator's own names always get one.
+    ///
+    /// # Errors
+    /// Too many of strangers' names are being looked up.
+    pub fn begin(audience: Audience) -> Result<Self, DialError> {
+        let counts = audience == Audience::Stranger;
+        let place = Self { counts };
+        if counts && LOOK_UPS.fetch_add(1, Ordering::Relaxed) >= MAX_LOOK_UPS {
+            return Err(DialError::Resolve("too many names are being looked up".to_owned()));
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for LookUp {
+    fn drop(&mut self) {
+        if self.counts {
+            LOOK_UPS.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// What the system says of a server that takes no connection, with the server.
 #[must_use]
 pub fn unconnected(target: &Target, error: &io::Error) -> DialError {
@@ -86,6 +122,15 @@ pub fn unresolved(target: &Target, error: &io::Error) -> DialError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strangers_names_are_looked_up_a_bounded_number_at_a_time() {
+        let places: Vec<_> = (0..MAX_LOOK_UPS).map(|_| LookUp::begin(Audience::Stranger).unwrap()).collect();
+        assert!(LookUp::begin(Audience::Stranger).is_err());
+        assert!(LookUp::begin(Audience::Operator).is_ok(), "the tunnel's own name is not kept out");
+        drop(places);
+        assert!(LookUp::begin(Audience::Stranger).is_ok());
+    }
 
     #[test]
     fn a_stranger_gets_the_first_address_and_only_if_all_are_public() {

@@ -5,6 +5,7 @@
 //! nothing.
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod command;
 pub mod dial;
 pub mod effects;

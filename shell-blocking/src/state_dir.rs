@@ -42,7 +42,7 @@ impl FileError {
     }
 
     fn damaged(path: &Path, why: &dyn std::fmt::Display) -> Self {
-        let what = format!("{why}; it was left as it is: repair it, or move it away");
+        let what = format!("{why}; it was left as it is: bring it back from a backup, or move it away");
         Self { path: path.to_path_buf(), what }
     }
 

@@ -12,6 +12,14 @@ use tungstenite::{Error, Utf8Bytes};
 /// Read at once from the transport. The library takes this much memory for each connection at its start.
 const READ_BUFFER: usize = 8 * 1024;
 
+/// What answers to pings may add to one message that is being written. A server that pings and does not read is
+/// answered no more than that.
+const CONTROL_ROOM: usize = 64 * 1024;
+
+/// What is read of one connection before others, timers and signals have their turn. Without it a flood of frames
+/// that carry nothing would keep the run loop for as long as it lasts.
+pub const BYTES_A_TURN: usize = 256 * 1024;
+
 /// The bounds of a connection: a message or frame over [`MAX_MESSAGE`] is refused by its header, before memory is
 /// taken for it.
 #[must_use]
@@ -19,6 +27,7 @@ pub fn config() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
+        .max_write_buffer_size(MAX_MESSAGE + CONTROL_ROOM)
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE))
 }

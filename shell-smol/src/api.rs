@@ -42,7 +42,9 @@ pub(crate) fn listen(
     log: &Log,
     happened: Sender<Happened>,
 ) -> Result<Task<()>, String> {
-    let describe = |error: std::io::Error| format!("cannot listen on {address}: {error}");
+    let describe = |error: std::io::Error| {
+        format!("cannot listen on {address}: {error}; choose another with --listen or NODE_PORT")
+    };
     let listener = Async::<std::net::TcpListener>::bind(address).map_err(describe)?;
     let bound = listener.get_ref().local_addr().map_err(describe)?;
     log.note(

@@ -1,12 +1,12 @@
 //! Connections: resolve, connect, TLS.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 
 use consensus_core::guard::{Scheme, Target};
 use consensus_core::io::Audience;
 use futures_rustls::TlsConnector;
-use shell_blocking::dial::{CONNECT_TIMEOUT, DialError, candidates, unconnected, unresolved};
+use shell_blocking::dial::{CONNECT_TIMEOUT, DialError, LookUp, candidates, unconnected, unresolved};
 use shell_blocking::tls::Tls;
 use smol::io::{AsyncRead, AsyncWrite};
 use smol::net::TcpStream;
@@ -23,7 +23,7 @@ pub(crate) type Transport = Box<dyn Duplex>;
 pub(crate) async fn dial(target: &Target, audience: Audience, tls: &Tls) -> Result<Transport, DialError> {
     let found = match target.literal {
         Some(address) => vec![address],
-        None => resolve(target).await?,
+        None => resolve(target, audience).await?,
     };
     let stream = connect(target, &candidates(target, audience, &found)?).await?;
     // Small messages must not wait for the answers to earlier ones; where it cannot be set, they do.
@@ -40,9 +40,16 @@ pub(crate) async fn dial(target: &Target, audience: Audience, tls: &Tls) -> Resu
     }
 }
 
-async fn resolve(target: &Target) -> Result<Vec<IpAddr>, DialError> {
-    let found = smol::net::resolve((target.host.as_str(), target.port)).await;
-    Ok(found.map_err(|error| unresolved(target, &error))?.into_iter().map(|address| address.ip()).collect())
+async fn resolve(target: &Target, audience: Audience) -> Result<Vec<IpAddr>, DialError> {
+    let place = LookUp::begin(audience)?;
+    let (host, port) = (target.host.clone(), target.port);
+    // Not `smol::net::resolve`: the place must be held until the resolver is done, whoever still waits for it.
+    let found = smol::unblock(move || {
+        let found = (host.as_str(), port).to_socket_addrs();
+        drop(place);
+        found.map(|found| found.map(|address| address.ip()).collect())
+    });
+    found.await.map_err(|error| unresolved(target, &error))
 }
 
 async fn connect(target: &Target, addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {

@@ -2,8 +2,10 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_tungstenite::tungstenite::protocol::CloseFrame;
@@ -11,26 +13,27 @@ use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use async_tungstenite::tungstenite::{Error, Message};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream, client_async_with_config};
 use consensus_core::io::{Audience, Input, LinkEnd, LinkId};
+use shell_blocking::budget::Share;
 use shell_blocking::dial::DialError;
 use shell_blocking::tls::Tls;
-use shell_blocking::websocket;
+use shell_blocking::websocket::{self, BYTES_A_TURN};
 use smol::channel::{Receiver, Sender};
-use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use smol::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use smol::stream::StreamExt as _;
 use smol::{Task, Timer, future};
 
 use crate::dial::{self, Transport};
 use crate::runtime::Happened;
 
-/// What is queued for a server that does not read. Over it the link is given up: the node answers what it was asked,
-/// and a server that asks without reading the answers is no peer.
-const MAX_QUEUED: usize = 64 * 1024 * 1024;
+/// What is queued for a server that does not read. Over it the link is given up. Responses alone do not get there:
+/// what is queued counts against the [`budget`](shell_blocking::budget) that new ones are read within.
+const MAX_QUEUED: usize = 256 * 1024 * 1024;
 
 /// How long the server may take to answer a close frame, or to take one.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 enum Outgoing {
-    Message(Vec<u8>),
+    Message(Vec<u8>, Share),
     Close(u16, String),
 }
 
@@ -62,7 +65,7 @@ impl Link {
         let length = data.len();
         let queued = self.queued.fetch_add(length, Ordering::Relaxed) + length;
         // A link that has ended takes nothing; its end is on its way to the node.
-        let _ = self.outgoing.try_send(Outgoing::Message(data));
+        let _ = self.outgoing.try_send(Outgoing::Message(data, Share::forced(length)));
         queued <= MAX_QUEUED
     }
 
@@ -110,11 +113,7 @@ enum Leave {
     Nothing,
 }
 
-async fn take_leave(
-    leave: Leave,
-    mut sender: WebSocketSender<Transport>,
-    mut receiver: WebSocketReceiver<Transport>,
-) {
+async fn take_leave(leave: Leave, mut sender: WebSocketSender<Fair>, mut receiver: WebSocketReceiver<Fair>) {
     match leave {
         Leave::Nothing => {}
         Leave::Answer => while let Some(Ok(_)) = receiver.next().await {},
@@ -139,13 +138,66 @@ async fn within(time: Duration, work: impl Future<Output = ()>) {
     future::or(work, timeout).await;
 }
 
-type Halves = (WebSocketSender<Transport>, WebSocketReceiver<Transport>);
+/// A transport that lets others go first after so many bytes: timers, signals and the writer must not starve while a
+/// flood keeps it readable.
+struct Fair {
+    transport: Transport,
+    left: usize,
+}
+
+impl Fair {
+    const fn new(transport: Transport) -> Self {
+        Self { transport, left: BYTES_A_TURN }
+    }
+}
+
+impl AsyncRead for Fair {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.left == 0 {
+            self.left = BYTES_A_TURN;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let read = Pin::new(&mut self.transport).poll_read(context, buffer);
+        match &read {
+            Poll::Ready(Ok(count)) => self.left = self.left.saturating_sub(*count),
+            // It waits of its own accord, and everybody else has had a turn when it goes on.
+            Poll::Pending => self.left = BYTES_A_TURN,
+            Poll::Ready(Err(_)) => {}
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Fair {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.transport).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_close(context)
+    }
+}
+
+type Halves = (WebSocketSender<Fair>, WebSocketReceiver<Fair>);
 
 async fn connect(url: &str, tls: &Tls) -> Result<Halves, LinkEnd> {
     let target = websocket::target(url)?;
     let request = websocket::request(url, &target)?;
     let transport = dial::dial(&target, Audience::Operator, tls).await.map_err(DialError::into_link_end)?;
-    match client_async_with_config(request, transport, Some(websocket::config())).await {
+    match client_async_with_config(request, Fair::new(transport), Some(websocket::config())).await {
         Ok((socket, _)) => Ok(socket.split()),
         Err(error) => Err(websocket::not_upgraded(&error)),
     }
@@ -154,8 +206,8 @@ async fn connect(url: &str, tls: &Tls) -> Result<Halves, LinkEnd> {
 /// Reads and writes until one of the two ends.
 async fn converse(
     link: LinkId,
-    sender: &mut WebSocketSender<Transport>,
-    receiver: &mut WebSocketReceiver<Transport>,
+    sender: &mut WebSocketSender<Fair>,
+    receiver: &mut WebSocketReceiver<Fair>,
     happened: &Sender<Happened>,
     to_send: &Receiver<Outgoing>,
     queued: &AtomicUsize,
@@ -179,11 +231,12 @@ async fn converse(
     let write = async {
         loop {
             match to_send.recv().await {
-                Ok(Outgoing::Message(data)) => {
+                Ok(Outgoing::Message(data, share)) => {
                     let length = data.len();
                     if sender.send(Message::Binary(data.into())).await.is_err() {
                         break;
                     }
+                    drop(share);
                     queued.fetch_sub(length, Ordering::Relaxed);
                 }
                 Ok(Outgoing::Close(code, reason)) => {

@@ -21,8 +21,8 @@ use smol::{Async, Executor, Task, Timer, future};
 use crate::link::Link;
 use crate::{api, fetch};
 
-/// What may wait for the node. Whoever has more to say waits.
-const MAX_WAITING: usize = 64;
+/// What may wait for the node, each up to a whole tunnel message. Whoever has more to say waits.
+const MAX_WAITING: usize = 4;
 
 /// How long the last words may take after the node has finished.
 const FAREWELL: Duration = Duration::from_secs(3);

@@ -19,7 +19,9 @@ use crate::data_plane::responder::{self, Refusal, Responder};
 use crate::event::Event;
 use crate::guard;
 use crate::io::{Audience, Effect, EffectId, EffectResult, FetchError, FetchErrorKind, Output, Response};
-use crate::limits::{HEARTBEAT_INTERVAL, Limits, MAX_STREAM_BODY, MAX_TUNNEL_BODY, PROXY_TIMEOUT};
+use crate::limits::{
+    HEARTBEAT_INTERVAL, Limits, MAX_REQUEST_BODIES, MAX_STREAM_BODY, MAX_TUNNEL_BODY, PROXY_TIMEOUT,
+};
 use crate::outbox::Outbox;
 use crate::release::manifest::{Capabilities, Manifest, differences};
 use crate::state::Registration;
@@ -54,6 +56,8 @@ impl<C: Crypto> Context<'_, C> {
 struct Proxied<C: Crypto> {
     asker: Asker<C>,
     origin: String,
+    /// Of the request's body.
+    bytes: usize,
     asked: Now,
     until: Deadline,
 }
@@ -351,6 +355,16 @@ impl<C: Crypto> Control<C> {
             return self.fail(context, asker, origin, &reason);
         }
         let Wanted { url, method, headers, body } = wanted;
+        let bytes = body.as_ref().map_or(0, Vec::len);
+        let held: usize = self.proxied.values().map(|proxied| proxied.bytes).sum();
+        if bytes > 0 && held.saturating_add(bytes) > MAX_REQUEST_BODIES {
+            return self.fail(
+                context,
+                asker,
+                origin,
+                "this node has as many large requests under way as it takes",
+            );
+        }
         let request = guard::Request { url, method, headers, body };
         let max_body = self.limits.max_response_body.min(match asker {
             Asker::Tunnel { .. } => MAX_TUNNEL_BODY,
@@ -360,7 +374,7 @@ impl<C: Crypto> Control<C> {
             Ok((target, fetch)) => {
                 let effect = context.out.perform(Effect::Fetch(fetch));
                 let until = context.now.deadline(PROXY_TIMEOUT, Reason::ProxyRequest);
-                let proxied = Proxied { asker, origin: target.origin(), asked: context.now, until };
+                let proxied = Proxied { asker, origin: target.origin(), bytes, asked: context.now, until };
                 self.proxied.insert(effect, proxied);
             }
             Err(refused) => self.fail(context, asker, origin, &refused.to_string()),

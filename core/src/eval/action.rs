@@ -3,23 +3,25 @@
 use alloc::format;
 use alloc::string::{String, ToString as _};
 
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use crate::io::Measurement;
+use crate::limits::MAX_ID;
 use crate::text::printable;
+use crate::wire::message::EvalParams;
 
 /// An action this release can do.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Action {
     Capabilities,
     Integrity,
-    Echo { payload: String, nonce: Value },
+    Echo { payload: String, nonce: String },
     Measure(Measurement),
 }
 
 impl Action {
     /// The action of a name and its parameters; the error is the answer.
-    pub(super) fn parse(name: &str, params: &Value) -> Result<Self, String> {
+    pub(super) fn parse(name: &str, params: EvalParams) -> Result<Self, String> {
         Ok(match name {
             "capabilities" => Self::Capabilities,
             "integrity" => Self::Integrity,
@@ -28,11 +30,14 @@ impl Action {
             "benchmark_crypto" => Self::Measure(Measurement::Crypto),
             "benchmark_memory" => Self::Measure(Measurement::Memory),
             "benchmark_event_loop" => Self::Measure(Measurement::EventLoop),
-            "benchmark_memory_pressure" => Self::Measure(memory_pressure(params)?),
+            "benchmark_memory_pressure" => Self::Measure(memory_pressure(&params)?),
             "tunnel_echo" => {
-                let payload = params.get("payload").and_then(Value::as_str);
-                let payload = payload.ok_or("tunnel_echo needs a payload (base64)")?.to_string();
-                Self::Echo { payload, nonce: params.get("nonce").cloned().unwrap_or(Value::Null) }
+                let payload = params.payload.ok_or("tunnel_echo needs a payload (base64)")?;
+                let nonce = params.nonce.unwrap_or_default();
+                if nonce.len() > MAX_ID {
+                    return Err(format!("the nonce of tunnel_echo is over {MAX_ID} bytes"));
+                }
+                Self::Echo { payload, nonce }
             }
             other => return Err(format!("this release does not do \"{}\"", printable(other))),
         })
@@ -45,16 +50,16 @@ pub(crate) fn is_allowed_in_control(name: &str) -> bool {
 }
 
 /// The parameters of `benchmark_memory_pressure`, shared with the local API.
-pub(crate) fn memory_pressure(params: &Value) -> Result<Measurement, String> {
+pub(crate) fn memory_pressure(params: &EvalParams) -> Result<Measurement, String> {
     Ok(Measurement::MemoryPressure {
-        test_size_mb: number(params, "test_size_mb", 128, 512)?,
-        rounds: number(params, "rounds", 2, 8)?,
+        test_size_mb: number(params.test_size_mb.as_ref(), "test_size_mb", 128, 512)?,
+        rounds: number(params.rounds.as_ref(), "rounds", 2, 8)?,
     })
 }
 
 /// A whole number from 1 to `max`.
-fn number(params: &Value, name: &str, default: u32, max: u32) -> Result<u32, String> {
-    let Some(value) = params.get(name).filter(|value| !value.is_null()) else { return Ok(default) };
+fn number(value: Option<&Number>, name: &str, default: u32, max: u32) -> Result<u32, String> {
+    let Some(value) = value else { return Ok(default) };
     // JavaScript writes 128 and 128.0 alike; some other peers do not.
     let number = value.as_u64().and_then(|n| u32::try_from(n).ok());
     number
@@ -97,20 +102,22 @@ mod tests {
 
     #[test]
     fn parameters_have_defaults_and_bounds() {
-        let parse = |params| Action::parse("benchmark_memory_pressure", &params);
+        let parse = |params: Value| {
+            Action::parse("benchmark_memory_pressure", serde_json::from_value(params).unwrap_or_default())
+        };
         let measure =
             |test_size_mb, rounds| Ok(Action::Measure(Measurement::MemoryPressure { test_size_mb, rounds }));
-        assert_eq!(parse(Value::Null), measure(128, 2));
+        assert_eq!(parse(json!({})), measure(128, 2));
         assert_eq!(parse(json!({"test_size_mb": null, "rounds": 8})), measure(128, 8));
         assert_eq!(parse(json!({"test_size_mb": 512, "rounds": 1})), measure(512, 1));
-        for wrong in [json!(0), json!(513), json!(-1), json!(1.5), json!("8"), json!(1e300)] {
+        for wrong in [json!(0), json!(513), json!(-1), json!(1.5), json!(1e300)] {
             assert!(parse(json!({"test_size_mb": wrong})).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn an_unknown_action_is_answered_in_printable_words() {
-        let error = Action::parse("rm\u{1b}[2J", &Value::Null).unwrap_err();
+        let error = Action::parse("rm\u{1b}[2J", EvalParams::default()).unwrap_err();
         assert_eq!(error, "this release does not do \"rm [2J\"");
     }
 }

@@ -20,7 +20,7 @@ use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
 use crate::event::Event;
 use crate::io::{Effect, EffectId, EffectResult, Finish, Outcome, Output, StateFile};
-use crate::limits::{EVAL_ACTION_TIMEOUT, EVAL_IDLE_TIMEOUT, MAX_ECHO, MAX_EVAL_QUEUE};
+use crate::limits::{EVAL_ACTION_TIMEOUT, EVAL_IDLE_TIMEOUT, EVAL_PATIENCE, MAX_ECHO, MAX_EVAL_QUEUE};
 use crate::outbox::Outbox;
 use crate::release::integrity;
 use crate::release::manifest::{Capabilities, Manifest};
@@ -67,6 +67,8 @@ pub(crate) struct Eval {
     running: Option<Running>,
     figures: Figures,
     idle: Option<Deadline>,
+    /// Whether the operator knows what is being waited for.
+    told: bool,
     saving: Option<(EffectId, JoinAuth)>,
 }
 
@@ -91,13 +93,14 @@ pub(crate) enum Next {
 impl Eval {
     pub(crate) fn new(mode: Mode) -> Self {
         let figures = Figures::default();
-        Self { mode, queue: VecDeque::new(), running: None, figures, idle: None, saving: None }
+        Self { mode, queue: VecDeque::new(), running: None, figures, idle: None, told: false, saving: None }
     }
 
     /// The session is up: from here on the server is expected to ask.
     pub(crate) fn start(&mut self, now: Now) {
         if self.mode == Mode::Eval {
-            self.idle = Some(now.deadline(EVAL_IDLE_TIMEOUT, Reason::EvalIdle));
+            self.idle = Some(now.deadline(EVAL_PATIENCE, Reason::EvalIdle));
+            self.told = false;
         }
     }
 
@@ -137,9 +140,9 @@ impl Eval {
         let asked = context.now;
         let id = request.id;
         let name = request.action;
-        let request_params = request.params.unwrap_or(Value::Null);
+        let params = request.params.unwrap_or_default();
         let request = Request { id, name, asked };
-        match Action::parse(&request.name, &request_params) {
+        match Action::parse(&request.name, params) {
             Err(reason) => Some(self.answer(context, request, Err(reason))),
             Ok(Action::Capabilities) => Some(self.answer(context, request, Ok(json!(Capabilities::ALL)))),
             Ok(Action::Integrity) => {
@@ -221,7 +224,15 @@ impl Eval {
             return Some(next);
         }
         self.idle.take_if(|idle| idle.is_due(context.now))?;
-        let what = format!("the server has asked nothing for {} s", EVAL_IDLE_TIMEOUT.as_secs());
+        if !self.told {
+            let rest = EVAL_IDLE_TIMEOUT.saturating_sub(EVAL_PATIENCE);
+            context.out.event(Event::EvalWaiting { seconds: rest.as_secs() });
+            self.idle = Some(context.now.deadline(rest, Reason::EvalIdle));
+            self.told = true;
+            return None;
+        }
+        let what =
+            format!("the network made no offer within {} s and gave no reason", EVAL_IDLE_TIMEOUT.as_secs());
         Some(Next::Finish(self.finish_unadmitted(context.out, Outcome::Refused, &what)))
     }
 
@@ -234,7 +245,7 @@ impl Eval {
             format!("not admitted: {what}; nothing had been measured yet")
         } else if admissible {
             format!(
-                "not admitted: {what}; by its own results this machine meets every threshold that was measured"
+                "not admitted: {what}; by the thresholds this program knows, the machine passes what was measured"
             )
         } else {
             format!("not admitted: {what}; {}", verdict.missed.join("; "))
@@ -278,7 +289,8 @@ impl Eval {
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         });
         if self.mode == Mode::Eval && self.running.is_none() && self.queue.is_empty() {
-            self.idle = Some(context.now.deadline(EVAL_IDLE_TIMEOUT, Reason::EvalIdle));
+            self.idle = Some(context.now.deadline(EVAL_PATIENCE, Reason::EvalIdle));
+            self.told = false;
         }
         let (ok, result, error) = match result {
             Ok(value) => (true, Some(value), None),
@@ -306,7 +318,7 @@ fn saved(out: &mut Outbox, auth: JoinAuth, result: EffectResult) -> Finish {
     }
 }
 
-fn echo(payload: &str, nonce: &Value) -> Result<Value, String> {
+fn echo(payload: &str, nonce: &str) -> Result<Value, String> {
     let too_long = || format!("the payload is over {MAX_ECHO} bytes");
     // The bound is checked on the text, before it is decoded.
     if base64::decoded_len_max(payload.len()) > MAX_ECHO + 3 {

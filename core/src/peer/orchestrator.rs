@@ -473,6 +473,7 @@ impl<C: Crypto> Orchestrator<C> {
         }
         let id = self.random_id();
         let deadline = now.deadline(eval_timeout(action, params.as_ref()), Reason::EvalAction);
+        let params = params.and_then(|params| serde_json::from_value(params).ok());
         let request = EvalRequest { id: id.clone(), action: action.to_string(), params };
         self.send(FrameType::Data, request.encode(now.unix_seconds()));
         let pending = PendingEval { action: action.to_string(), asked: now.monotonic, deadline };
@@ -715,7 +716,7 @@ mod tests {
             "benchmark_event_loop" => serde_json::json!({ "ns_per_op": { "p99": 3000 } }),
             "benchmark_memory_pressure" => serde_json::json!({ "success": true }),
             "tunnel_echo" => {
-                serde_json::json!({ "ok": true, "echo": request.params.as_ref().unwrap()["payload"] })
+                serde_json::json!({ "ok": true, "echo": request.params.as_ref().unwrap().payload })
             }
             _ => serde_json::json!({}),
         }

@@ -115,8 +115,11 @@ pub fn validate_icp(text: &str) -> Result<(), AddressError> {
         }
     }
     // One text for one principal: whole bytes need less than five bits of padding, and these are zero.
-    if bits != 0 || count >= 5 {
+    if count >= 5 {
         return Err(AddressError::IcpText);
+    }
+    if bits != 0 {
+        return Err(AddressError::IcpChecksum);
     }
     match bytes.get(..length).and_then(|bytes| bytes.split_first_chunk::<4>()) {
         Some((checksum, principal)) if u32::from_be_bytes(*checksum) == crc32(principal) => Ok(()),

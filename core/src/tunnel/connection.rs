@@ -26,7 +26,7 @@ use crate::limits::{HANDSHAKE_TIMEOUT, OPEN_TIMEOUT};
 use crate::outbox::Outbox;
 use crate::time::{Deadline, Now, Reason};
 use crate::wire::base64;
-use crate::wire::frame::{FrameBuf, FrameType};
+use crate::wire::frame::{FrameBuf, FrameType, MAX_PLAINTEXT};
 use crate::wire::message::{self, Hello, Message};
 
 /// What the tunnel needs of the node that has it.
@@ -286,6 +286,13 @@ impl<C: Crypto> Tunnel<C> {
         else {
             return false;
         };
+        // Every answer is bounded where it is made; this is for the one that is not. Its asker waits in vain, which
+        // is better than a session that ends at a frame over the limit.
+        let length = plaintext.plaintext().len();
+        if length > MAX_PLAINTEXT {
+            out.event(Event::NotSent { length });
+            return false;
+        }
         out.push(Output::Send { link: *link, data: session.seal(FrameType::Data, plaintext) });
         true
     }

@@ -9,6 +9,9 @@ use crate::limits::{HANDSHAKE_CLOCK_TOLERANCE, MAX_MESSAGE};
 use crate::text::printable;
 use crate::time::Reason;
 
+/// For a server that took the connection and then did not go on.
+const BUSY: Option<&str> = Some("it may be overloaded; there is nothing to do here");
+
 /// The end of a session or of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Down {
@@ -41,11 +44,12 @@ impl Down {
                     ),
                     OpenStage::Tls => (
                         "TLS with the server failed",
-                        "check this machine's clock and CA certificates; a private CA is added with --ca FILE",
+                        "check the scheme and port of the server URL, this machine's clock, and its CA certificates",
                     ),
-                    OpenStage::Upgrade => {
-                        ("the server did not open a WebSocket", "check that the URL is a Consensus server's")
-                    }
+                    OpenStage::Upgrade => (
+                        "the server did not open a WebSocket",
+                        "check that the URL is a Consensus server's, and whether it wants https",
+                    ),
                 };
                 Self::new(Outcome::Unreachable, format!("{what}: {detail}"), Some(advice))
             }
@@ -121,8 +125,8 @@ impl Down {
                 "the server did not open the tunnel in time",
                 Some("check that no firewall drops this machine's packets to the server"),
             ),
-            Reason::Handshake => ("the server did not answer the handshake in time", None),
-            Reason::Ready => ("the server did not say ready in time", None),
+            Reason::Handshake => ("the server did not answer the handshake in time", BUSY),
+            Reason::Ready => ("the server did not say ready in time", BUSY),
             _ => ("the server has been silent for too long; the connection is taken for dead", None),
         };
         Self::new(Outcome::Unreachable, text, advice)

@@ -13,10 +13,10 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use super::frame::FrameBuf;
-use crate::limits::MAX_ID;
+use crate::limits::{MAX_ID, MAX_MESSAGE, MAX_SMALL_MESSAGE};
 use crate::release::manifest::{Capabilities, Manifest};
 use crate::text::printable;
 use crate::tunnel::Mode;
@@ -76,6 +76,33 @@ pub enum BodyEncoding {
     Base64,
 }
 
+/// The parameters of all eval actions. They have types of their own, and are not any JSON, because JSON in memory
+/// takes a hundred times its length.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvalParams {
+    /// Of `tunnel_echo`: base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
+    /// Of `tunnel_echo`: repeated in the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+    /// Of `benchmark_memory_pressure`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_size_mb: Option<Number>,
+    /// Of `benchmark_memory_pressure`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<Number>,
+}
+
+/// The longest message of a type.
+fn max_length(kind: &str) -> usize {
+    match kind {
+        "proxy_request" | "proxy_response" | "stream_open" | "stream_data" | "eval_request"
+        | "eval_response" => MAX_MESSAGE,
+        _ => MAX_SMALL_MESSAGE,
+    }
+}
+
 macro_rules! messages {
     ($($(#[$doc:meta])* $variant:ident = $kind:literal {
         $($(#[$member:meta])* $field:ident: $type:ty,)*
@@ -106,9 +133,9 @@ macro_rules! messages {
                 match self { $(Self::$variant(_) => $kind,)* }
             }
 
-            fn parse_members(kind: &str, plaintext: &[u8]) -> Result<Self, DecodeError> {
+            fn parse_members(kind: &str, text: &str) -> Result<Self, DecodeError> {
                 match kind {
-                    $($kind => serde_json::from_slice(plaintext)
+                    $($kind => serde_json::from_str(text)
                         .map(Self::$variant)
                         .map_err(|error| DecodeError::Members { kind: $kind, detail: detail(&error) }),)*
                     _ => Err(DecodeError::UnknownType(printable(kind))),
@@ -161,7 +188,7 @@ messages! {
         action: String,
         /// Its parameters.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        params: Option<Value>,
+        params: Option<EvalParams>,
     }
     /// The node's answer.
     EvalResponse = "eval_response" {
@@ -343,9 +370,15 @@ impl Message {
     /// # Errors
     /// It is not one, or of a type that version 1 does not have.
     pub fn parse(plaintext: &[u8]) -> Result<Self, DecodeError> {
-        let head: Head<'_> =
-            serde_json::from_slice(plaintext).map_err(|error| DecodeError::Head(detail(&error)))?;
-        let message = Self::parse_members(&head.kind, plaintext)?;
+        // Checked here as a whole, because a JSON parser looks only at the strings it keeps.
+        let text =
+            core::str::from_utf8(plaintext).map_err(|_| DecodeError::Head("it is not UTF-8".to_string()))?;
+        let head: Head<'_> = serde_json::from_str(text).map_err(|error| DecodeError::Head(detail(&error)))?;
+        if text.len() > max_length(&head.kind) {
+            let reason = format!("{} bytes are too many for a message of type {}", text.len(), head.kind);
+            return Err(DecodeError::Head(printable(&reason)));
+        }
+        let message = Self::parse_members(&head.kind, text)?;
         if message.ids().into_iter().flatten().all(|id| !id.is_empty() && id.len() <= MAX_ID) {
             Ok(message)
         } else {
@@ -463,11 +496,16 @@ pub fn encode_proxy_response(
 }
 
 /// Header fields as the wire has them: one string a name, names in lower case, values of one name joined with a
-/// comma (RFC 9110, 5.3).
+/// comma (RFC 9110, 5.3). `transfer-encoding` is left out: the coding has been taken off. A `content-length` stands
+/// once, however often it was sent; different ones do not get here.
 pub(crate) fn joined_headers(headers: &[(String, String)]) -> BTreeMap<String, String> {
     let mut out: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in headers {
-        let joined = out.entry(name.to_ascii_lowercase()).or_default();
+        let name = name.to_ascii_lowercase();
+        if name == "transfer-encoding" || (name == "content-length" && out.contains_key(&name)) {
+            continue;
+        }
+        let joined = out.entry(name).or_default();
         if !joined.is_empty() {
             joined.push_str(", ");
         }
@@ -550,6 +588,21 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_carries_nobodys_bytes_is_short() {
+        let error =
+            json!({"type": "error", "timestamp": 1, "code": "c", "message": "x".repeat(MAX_SMALL_MESSAGE)});
+        assert!(matches!(parse(&error), Err(DecodeError::Head(_))));
+        let request = json!({"type": "proxy_request", "timestamp": 1, "id": "r", "target_url": "x".repeat(MAX_SMALL_MESSAGE)});
+        assert!(parse(&request).is_ok());
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_is_refused_even_where_nobody_reads_it() {
+        let message = b"{\"type\":\"ack\",\"timestamp\":1,\"reply_to\":\"a\",\"ignored\":\"\xff\"}";
+        assert!(matches!(Message::parse(message), Err(DecodeError::Head(_))));
+    }
+
+    #[test]
     fn identifiers_are_bounded() {
         for id in [String::new(), "x".repeat(MAX_ID + 1)] {
             let message = json!({"type": "ack", "timestamp": 1, "reply_to": id});
@@ -583,6 +636,7 @@ mod tests {
             ("Content-Type".into(), "a/b".into()),
             ("vary".into(), "x".into()),
             ("Vary".into(), "y".into()),
+            ("Transfer-Encoding".into(), "chunked".into()),
         ];
         let plaintext =
             encode_proxy_response(Some((7, "r1")), 200, "OK \"quoted\"", &headers, b"\xff\x00body");

@@ -53,7 +53,9 @@ pub(super) struct Api {
 
 impl Api {
     pub(super) fn listen(address: SocketAddr, inbox: &Arc<Inbox>) -> Result<Self, String> {
-        let describe = |error: std::io::Error| format!("cannot listen on {address}: {error}");
+        let describe = |error: std::io::Error| {
+            format!("cannot listen on {address}: {error}; choose another with --listen or NODE_PORT")
+        };
         let listener = TcpListener::bind(address).map_err(describe)?;
         listener.set_nonblocking(true).map_err(describe)?;
         let address = listener.local_addr().map_err(describe)?;

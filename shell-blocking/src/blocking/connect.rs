@@ -13,7 +13,7 @@ use consensus_core::guard::{Scheme, Target};
 use consensus_core::io::Audience;
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::dial::{CONNECT_TIMEOUT, DialError, candidates, unconnected, unresolved};
+use crate::dial::{CONNECT_TIMEOUT, DialError, LookUp, candidates, unconnected, unresolved};
 use crate::tls::{self, Tls};
 
 /// How long a blocking call goes on before it looks whether it is still wanted.
@@ -197,7 +197,7 @@ pub(super) fn dial(
 ) -> Result<Transport, DialError> {
     let found = match target.literal {
         Some(address) => vec![address],
-        None => look_up(target, limit)?,
+        None => look_up(target, audience, limit)?,
     };
     let stream = connect(&candidates(target, audience, &found)?, limit)
         .map_err(|error| unconnected(target, &error))?;
@@ -219,11 +219,14 @@ pub(super) fn dial(
 
 /// Asks the system's resolver, on a thread of its own: it cannot be told to hurry or to stop. One that is given up
 /// ends when the resolver does.
-fn look_up(target: &Target, limit: &Limit) -> Result<Vec<IpAddr>, DialError> {
+fn look_up(target: &Target, audience: Audience, limit: &Limit) -> Result<Vec<IpAddr>, DialError> {
+    limit.slice().map_err(|error| unresolved(target, &error))?;
+    let place = LookUp::begin(audience)?;
     let (tell, told) = mpsc::sync_channel(1);
     let (host, port) = (target.host.clone(), target.port);
     let ask = move || {
         let found = (host.as_str(), port).to_socket_addrs();
+        drop(place);
         // Whoever asked may have gone.
         let _ = tell.send(found.map(|found| found.map(|address| address.ip()).collect()));
     };

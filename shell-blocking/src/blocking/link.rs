@@ -2,7 +2,7 @@
 //! ever blocking it.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,16 +16,52 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message, WebSocket};
 
 use super::connect::{Limit, Transport, dial};
+use crate::budget::Share;
 use crate::dial::DialError;
 use crate::tls::Tls;
-use crate::websocket;
+use crate::websocket::{self, BYTES_A_TURN};
 
 /// A WebSocket over TCP or TLS.
-pub(super) type Socket = WebSocket<Transport>;
+pub(super) type Socket = WebSocket<Fair>;
 
-/// What is queued for a server that does not read. Over it the link is given up: the node answers what it was asked,
-/// and a server that asks without reading the answers is no peer.
-const MAX_UNSENT: usize = 64 * 1024 * 1024;
+/// What is queued for a server that does not read. Over it the link is given up. Responses alone do not get there:
+/// what is queued counts against the [`budget`](crate::budget) that new ones are read within.
+const MAX_UNSENT: usize = 256 * 1024 * 1024;
+
+/// A transport that says it has no more after so many bytes, until its next turn.
+#[derive(Debug)]
+pub(super) struct Fair {
+    transport: Transport,
+    left: usize,
+}
+
+impl Fair {
+    /// One whose turn does not end: for opening, on a thread of its own.
+    const fn new(transport: Transport) -> Self {
+        Self { transport, left: usize::MAX }
+    }
+}
+
+impl io::Read for Fair {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let read = self.transport.read(buffer)?;
+        self.left = self.left.saturating_sub(read);
+        Ok(read)
+    }
+}
+
+impl io::Write for Fair {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.transport.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.transport.flush()
+    }
+}
 
 /// How long the server may take to read what is unsent and a close frame, and to answer that.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,7 +79,8 @@ pub(super) fn open(url: &str, tls: &Tls, cancelled: &Arc<AtomicBool>) -> Result<
     let target = websocket::target(url)?;
     let request = websocket::request(url, &target)?;
     let transport = dial(&target, Audience::Operator, tls, &limit).map_err(DialError::into_link_end)?;
-    let upgraded = tungstenite::client::client_with_config(request, transport, Some(websocket::config()));
+    let upgraded =
+        tungstenite::client::client_with_config(request, Fair::new(transport), Some(websocket::config()));
     let mut socket = match upgraded {
         Ok((socket, _)) => socket,
         Err(HandshakeError::Failure(error)) => return Err(websocket::not_upgraded(&error)),
@@ -53,8 +90,8 @@ pub(super) fn open(url: &str, tls: &Tls, cancelled: &Arc<AtomicBool>) -> Result<
             return Err(LinkEnd::Unopened { stage: OpenStage::Upgrade, detail });
         }
     };
-    let detail = |error: std::io::Error| LinkEnd::Lost { detail: error.to_string() };
-    socket.get_mut().set_nonblocking().map_err(detail)?;
+    let detail = |error: io::Error| LinkEnd::Lost { detail: error.to_string() };
+    socket.get_mut().transport.set_nonblocking().map_err(detail)?;
     Ok(socket)
 }
 
@@ -65,8 +102,10 @@ pub(super) struct Link {
     socket: Socket,
     /// What the library has not been given: it takes one message after the other, because its own buffer moves all of
     /// its content at every partial write.
-    unsent: VecDeque<Vec<u8>>,
+    unsent: VecDeque<(Vec<u8>, Share)>,
     unsent_bytes: usize,
+    /// Of the message that the library is writing.
+    writing: Share,
     /// Whether the transport took less than it was given.
     is_full: bool,
     stage: Stage,
@@ -105,11 +144,29 @@ pub(super) enum Read {
 impl Link {
     pub(super) fn new(id: LinkId, socket: Socket) -> Self {
         let unsent = VecDeque::new();
-        Self { id, socket, unsent, unsent_bytes: 0, is_full: false, stage: Stage::Open }
+        Self {
+            id,
+            socket,
+            unsent,
+            unsent_bytes: 0,
+            writing: Share::default(),
+            is_full: false,
+            stage: Stage::Open,
+        }
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.get_ref().as_fd()
+        self.socket.get_ref().transport.as_fd()
+    }
+
+    /// Another turn of reading.
+    pub(super) fn begin_turn(&mut self) {
+        self.socket.get_mut().left = BYTES_A_TURN;
+    }
+
+    /// Whether the turn ended before what there is to read.
+    pub(super) fn is_unread(&self) -> bool {
+        self.socket.get_ref().left == 0
     }
 
     /// Whether it wants to know when the transport takes more.
@@ -123,7 +180,8 @@ impl Link {
         if self.unsent_bytes > MAX_UNSENT {
             return Err(LinkEnd::Lost { detail: "the server does not read what it is sent".to_owned() });
         }
-        self.unsent.push_back(data);
+        let share = Share::forced(data.len());
+        self.unsent.push_back((data, share));
         if self.is_full { Ok(()) } else { self.write() }
     }
 
@@ -143,8 +201,10 @@ impl Link {
                 self.is_full = true;
                 return Ok(());
             }
-            if let Some(data) = self.unsent.pop_front() {
+            self.writing = Share::default();
+            if let Some((data, share)) = self.unsent.pop_front() {
                 self.unsent_bytes -= data.len();
+                self.writing = share;
                 // One that blocks is with the library, and goes out by the flushes above.
                 is_blocked(self.socket.write(Message::Binary(data.into())))?;
             } else if let Stage::Sending { frame, until } = &self.stage {
@@ -193,7 +253,7 @@ impl Link {
         if answer.is_some() {
             self.unsent.clear();
             let _ = self.socket.close(answer);
-            self.socket.get_mut().end_writing();
+            self.socket.get_mut().transport.end_writing();
             self.stage = Stage::Draining { until };
         } else {
             self.stage = Stage::Draining { until: Instant::now() };
@@ -228,17 +288,20 @@ impl Link {
         if self.until().is_some_and(|until| Instant::now() >= until) {
             return false;
         }
+        self.begin_turn();
         match &self.stage {
             Stage::Draining { .. } => {
                 let mut buffer = [0; 4096];
-                loop {
-                    match self.socket.get_mut().tcp().read(&mut buffer) {
+                // A turn's worth; the rest is there the next time.
+                for _ in 0..BYTES_A_TURN / buffer.len() {
+                    match self.socket.get_mut().transport.tcp().read(&mut buffer) {
                         Ok(0) => return false,
                         Ok(_) => {}
                         Err(error) if error.kind() == ErrorKind::Interrupted => {}
                         Err(error) => return error.kind() == ErrorKind::WouldBlock,
                     }
                 }
+                true
             }
             Stage::Open | Stage::Sending { .. } | Stage::Closing { .. } => {
                 if self.try_write().is_err() {
@@ -259,7 +322,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.socket.get_mut().tcp().shutdown(std::net::Shutdown::Both);
+        self.socket.get_mut().transport.tcp().shutdown(std::net::Shutdown::Both);
     }
 }
 

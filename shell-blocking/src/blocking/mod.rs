@@ -331,11 +331,15 @@ impl Shell {
     fn serve_link(&mut self, node: &mut Node<Provider>, id: LinkId) {
         for turn in 0..MESSAGES_A_TURN {
             let Some(Tunnel::Open(link)) = self.links.get_mut(&id) else { return };
-            if turn == 0 && link.wants_to_write() {
-                // A failure shows at the reading end, with its reason.
-                let _ = link.write();
+            if turn == 0 {
+                link.begin_turn();
+                if link.wants_to_write() {
+                    // A failure shows at the reading end, with its reason.
+                    let _ = link.write();
+                }
             }
             match link.read() {
+                Read::Nothing if link.is_unread() => break,
                 Read::Nothing => return,
                 Read::Input(input) => self.feed(node, input),
                 Read::End(end) => {

@@ -10,7 +10,7 @@ use consensus_core::state::Registration;
 use consensus_core::tunnel::Mode;
 use serde_json::Value;
 
-use super::{Failure, Setup, version};
+use super::{Failure, Setup, register, version};
 use crate::runtime_api::{Provider, Runtime};
 use crate::settings::{Serving, Sources, Tunnel, authority};
 use crate::state_dir::{Lock, StateDir};
@@ -31,6 +31,7 @@ pub(super) fn eval<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup
     let tunnel = sources.tunnel()?;
     let state_dir = setup.open_state_dir()?;
     let registration = state_dir.registration()?;
+    register::check(sources, &state_dir, registration.as_ref())?;
     let serving = Serving { max_requests: Limits::default().max_requests, allow_private_targets: false };
     let tunnel = Some((Mode::Eval, tunnel));
     let plan = Plan { tunnel, serving, listen: None, registration, state_dir, _lock: None };

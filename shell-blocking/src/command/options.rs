@@ -48,7 +48,7 @@ macro_rules! subcommand {
     (@group $name:ident $command:tt $about:tt $example:tt [network $($rest:ident)*] {$($seen:tt)*}) => {
         subcommand! { @group $name $command $about $example [$($rest)*] {$($seen)*
             (server "URL" "the network's server, https://HOST[:PORT] (CONSENSUS_SERVER_URL; there is no default)")
-            (server_key "KEY" "pin the server's Ed25519 key: base64url, JWK, PEM, or a file with one (CONSENSUS_SERVER_KEY)")
+            (server_key "KEY" "pin the key the server signs its tunnel handshakes with (Ed25519): base64url, JWK, PEM, or a file with one (CONSENSUS_SERVER_KEY)")
         } }
     };
     (@group $name:ident $command:tt $about:tt $example:tt [tunnel $($rest:ident)*] {$($seen:tt)*}) => {
@@ -125,7 +125,7 @@ fn option_name(field: &str) -> String {
 subcommand! {
     Eval "eval",
     "Let the network measure this machine. Needs no registration; on a pass, the authorisation to register is saved. \
-     Ends with code 4 when the machine is not admitted, and says which threshold it missed.",
+     Ends with code 4 when the machine is not admitted, and says which of the thresholds it knows were missed.",
     example: "{command_name} --server https://server.example",
     [network tunnel common] {}
 }
@@ -207,7 +207,7 @@ subcommand! {
     error_code(4, "refused by the network, or by the one-node-a-machine rule"),
     error_code(5, "the network wants a payment first"),
     error_code(69, "the network cannot be reached"),
-    error_code(70, "this program or this machine failed"),
+    error_code(70, "this program or this machine failed, or was stopped before it was done"),
     help_triggers("-h", "--help")
 )]
 struct Program {

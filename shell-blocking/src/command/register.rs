@@ -8,7 +8,7 @@ use consensus_core::event::Level;
 use consensus_core::io::{Finish, Outcome};
 use consensus_core::registration::{Input, Output, Registering, SettingError, Settings};
 use consensus_core::release::manifest::Capabilities;
-use consensus_core::state::{MachineConflict, MachineRecord, check_machine};
+use consensus_core::state::{MachineConflict, MachineRecord, Registration, check_machine};
 use consensus_core::text::printable;
 use serde_json::Value;
 
@@ -87,6 +87,26 @@ impl From<FileError> for ClaimError {
     }
 }
 
+/// Refuses where another node has the machine, before anything is done that only that one could use.
+pub(super) fn check(
+    sources: &Sources<'_>,
+    state_dir: &StateDir,
+    registration: Option<&Registration>,
+) -> Result<(), Failure> {
+    let registry = MachineRegistry::at(&sources.machine_registry()?);
+    let Some(record) = registry.load()? else { return Ok(()) };
+    let dir = state_dir.root().to_string_lossy();
+    let node_id = registration.map(|registration| registration.node_id.as_str());
+    check_machine(&record, &dir, node_id).map_err(|conflict| taken(&registry, &conflict))
+}
+
+fn taken(registry: &MachineRegistry, conflict: &MachineConflict) -> Failure {
+    let file = registry.path();
+    let file = file.display();
+    let text = format!("{file}: {conflict}; use that one, or remove this file if that node is gone for good");
+    Failure::new(Outcome::Refused, text)
+}
+
 /// The machine's record, made where there is none; refused where another node has the machine.
 fn claim(
     registry: &MachineRegistry,
@@ -113,7 +133,7 @@ fn claim(
     let file = file.display();
     claimed.map_err(|error| match error {
         ClaimError::File(error) => error.into(),
-        ClaimError::Conflict(conflict) => Failure::new(Outcome::Refused, format!("{file}: {conflict}")),
+        ClaimError::Conflict(conflict) => taken(registry, &conflict),
         ClaimError::Named { registered } => Failure::Usage(UsageError::new(&format!(
             "--machine-id (or CONSENSUS_MACHINE_ID): {:?} is not allowed; allowed: {registered}, which this machine's \
              node is registered with ({file})",

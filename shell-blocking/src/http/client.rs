@@ -13,6 +13,7 @@ use ureq_proto::client::{Call, RecvResponseResult, SendRequestResult};
 
 use super::body::{Body, BodyError};
 use super::{Coding, HeadEnd, coding, has_connection_option, latin1, latin1_bytes};
+use crate::budget::Share;
 
 /// A request body up to this size goes out in one piece with the head.
 const JOINED_BODY: usize = 16 * 1024;
@@ -27,6 +28,7 @@ pub struct Exchange {
     body: Vec<u8>,
     written: usize,
     max_body: usize,
+    held: Share,
     read: Read,
 }
 
@@ -111,7 +113,8 @@ impl Exchange {
             head.append(&mut body);
         }
         let read = Head { call, bytes: Vec::new(), end: HeadEnd::default(), passed: 0 };
-        Ok(Self { head, body, written: 0, max_body: fetch.max_body, read: Read::Head(Box::new(read)) })
+        let read = Read::Head(Box::new(read));
+        Ok(Self { head, body, written: 0, max_body: fetch.max_body, held: Share::default(), read })
     }
 
     /// What is still to be written, or its first part.
@@ -147,6 +150,12 @@ impl Exchange {
                 Read::Body { mut response, mut body, keep } => {
                     let taken = body.read(bytes, &mut response.body, self.max_body).map_err(body_error)?;
                     bytes = &bytes[taken..];
+                    if !self.held.hold(response.body.len()) {
+                        return Err(failure(
+                            FetchErrorKind::Busy,
+                            "too many large responses at once".to_string(),
+                        ));
+                    }
                     self.read = if body.is_complete() {
                         Read::Done { response, reusable: keep && !unsent }
                     } else {
