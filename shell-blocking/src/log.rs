@@ -1,17 +1,20 @@
 //! Where events go: one JSON object a line on standard error, or readable text on a terminal.
 //!
 //! A line is written by one call, so that lines of several threads and processes do not mix. A log that cannot be
-//! written (the reader of the pipe has gone) never stops the node.
+//! written (the reader of the pipe has gone, or does not read) never stops the node: the line is left out and counted.
+//! Nor can a peer fill the disk: of each kind of event only so many are told in a time.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
+use std::mem::{Discriminant, discriminant};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use consensus_core::event::{Event, Level};
 use consensus_core::limits::MAX_PEER_TEXT;
 use consensus_core::text::printable;
 use consensus_core::time::iso8601;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value};
 
 /// A line's text is cut to so many pieces of [`MAX_PEER_TEXT`] characters.
@@ -19,6 +22,15 @@ const MAX_PIECES: usize = 16;
 
 /// The columns of the progress bar; with the longest action name beside it the line stays under 80.
 const BAR: usize = 24;
+
+/// Lines of one kind of event at once; a peer can cause some kinds as often as it likes.
+const BURST: u32 = 200;
+
+/// After that, one line in so long.
+const REFILL: Duration = Duration::from_millis(100);
+
+/// How long a reader that is behind is waited for, once; after that its lines are left out until it reads again.
+const READER_PATIENCE: Duration = Duration::from_millis(20);
 
 /// How lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +60,36 @@ struct State {
     drawn: bool,
     /// What was last shown of which action's progress, in percent.
     shown: Option<(String, u8)>,
+    /// Whether `out` is standard error, of which the system tells if it takes a line.
+    is_stderr: bool,
+    /// Lines left out since the last one that was written.
+    left_out: u64,
+    /// How much of each kind of event was told lately.
+    kinds: Vec<(Discriminant<Event>, Kind)>,
+}
+
+/// What is still allowed of one kind of event.
+struct Kind {
+    left: u32,
+    since: Instant,
+    untold: u64,
+}
+
+impl Kind {
+    /// Whether one more may be told; gives how many were not told before it.
+    fn tell(&mut self, now: Instant) -> Option<u64> {
+        let refilled = now.saturating_duration_since(self.since).as_millis() / REFILL.as_millis();
+        if refilled > 0 {
+            self.left = self.left.saturating_add(u32::try_from(refilled).unwrap_or(BURST)).min(BURST);
+            self.since = now;
+        }
+        if self.left == 0 {
+            self.untold += 1;
+            return None;
+        }
+        self.left -= 1;
+        Some(std::mem::take(&mut self.untold))
+    }
 }
 
 impl std::fmt::Debug for Log {
@@ -68,17 +110,25 @@ impl Log {
         let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
         let live = terminal && format == Format::Text && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
         let color = live && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self::new(Box::new(io::stderr()), format, level, live, color)
+        Self::new(Box::new(io::stderr()), true, format, level, live, color)
     }
 
     /// A log on any writer: for tests, and for programs that keep what a node says. Never live, never coloured.
     #[must_use]
     pub fn to_writer(out: Box<dyn Write + Send>, format: Format, level: Level) -> Self {
-        Self::new(out, format, level, false, false)
+        Self::new(out, false, format, level, false, false)
     }
 
-    fn new(out: Box<dyn Write + Send>, format: Format, level: Level, live: bool, color: bool) -> Self {
-        let state = Mutex::new(State { out, drawn: false, shown: None });
+    fn new(
+        out: Box<dyn Write + Send>,
+        is_stderr: bool,
+        format: Format,
+        level: Level,
+        live: bool,
+        color: bool,
+    ) -> Self {
+        let kinds = Vec::new();
+        let state = Mutex::new(State { out, drawn: false, shown: None, is_stderr, left_out: 0, kinds });
         Self(Arc::new(Inner { format, level, live, color, state }))
     }
 
@@ -98,6 +148,14 @@ impl Log {
     pub fn event(&self, event: &Event) {
         if !self.enabled(event.level()) {
             return;
+        }
+        match self.state().tell(event) {
+            None => return,
+            Some(0) => {}
+            Some(untold) => {
+                let text = format!("{untold} more lines like the next were left out");
+                self.note(event.level(), event.scope(), "left_out", &text, &[("count", untold.into())]);
+            }
         }
         match self.0.format {
             Format::Text => self.write_text(event.level(), event.scope(), &event.to_string()),
@@ -231,6 +289,30 @@ impl Log {
 }
 
 impl State {
+    /// Whether an event may be told; gives how many of its kind were not told before it.
+    fn tell(&mut self, event: &Event) -> Option<u64> {
+        let now = Instant::now();
+        let kind = discriminant(event);
+        if let Some((_, known)) = self.kinds.iter_mut().find(|(known, _)| *known == kind) {
+            return known.tell(now);
+        }
+        self.kinds.push((kind, Kind { left: BURST - 1, since: now, untold: 0 }));
+        Some(0)
+    }
+
+    /// Whether standard error takes a line without keeping us. A pipe that says so takes 4096 bytes.
+    fn is_writable(&self) -> bool {
+        if !self.is_stderr {
+            return true;
+        }
+        let patience = if self.left_out == 0 { READER_PATIENCE } else { Duration::ZERO };
+        let patience = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
+        let stderr = io::stderr();
+        let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+        // Where the system cannot tell, writing shows it.
+        poll(&mut fds, Some(&patience)).map_or(true, |ready| ready > 0)
+    }
+
     fn line(&mut self, line: &str) {
         if std::mem::take(&mut self.drawn) {
             self.shown = None;
@@ -241,6 +323,17 @@ impl State {
     }
 
     fn put(&mut self, bytes: &str) {
+        if !self.is_writable() {
+            self.left_out += 1;
+            return;
+        }
+        let left_out = std::mem::take(&mut self.left_out);
+        if left_out > 0 {
+            let _ = writeln!(
+                self.out,
+                "{{\"event\":\"left_out\",\"reason\":\"slow reader\",\"count\":{left_out}}}"
+            );
+        }
         // There is nowhere to report a log that cannot be written, and the node matters more.
         let _ = self.out.write_all(bytes.as_bytes());
         let _ = self.out.flush();
@@ -382,6 +475,24 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_one_kind_is_cut_and_counted_and_other_kinds_are_still_told() {
+        let (start, mut kind) = (Instant::now(), Kind { left: 2, since: Instant::now(), untold: 0 });
+        assert_eq!([kind.tell(start), kind.tell(start), kind.tell(start)], [Some(0), Some(0), None]);
+        assert_eq!(kind.tell(start + 2 * REFILL), Some(1));
+
+        let buffer = Buffer::default();
+        let log = Log::to_writer(Box::new(buffer.clone()), Format::Json, Level::Info);
+        for _ in 0..BURST + 50 {
+            log.event(&Event::ServerError { code: "c".into(), message: "m".into() });
+        }
+        log.event(&Event::Stopping);
+        let lines = buffer.lines();
+        let errors = lines.iter().filter(|line| line["event"] == "server_error").count();
+        assert!((200..240).contains(&errors), "{errors}");
+        assert_eq!(lines.last().unwrap()["event"], "stopping");
+    }
+
+    #[test]
     fn quieter_levels_are_left_out() {
         let (log, buffer) = log(Format::Text, Level::Warn);
         log.note(Level::Info, "node", "x", "one", &[]);
@@ -410,7 +521,7 @@ mod tests {
     #[test]
     fn a_terminals_progress_line_is_redrawn_and_cleared_before_the_next_line() {
         let buffer = Buffer::default();
-        let log = Log::new(Box::new(buffer.clone()), Format::Text, Level::Info, true, false);
+        let log = Log::new(Box::new(buffer.clone()), false, Format::Text, Level::Info, true, false);
         log.progress("cpu", 0.25);
         log.progress("cpu", 0.251);
         log.progress("cpu", 0.5);

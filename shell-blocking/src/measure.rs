@@ -189,7 +189,8 @@ mod tests {
         let report = memory_pressure(32, 2, 1000, &mut |fraction| last = fraction, &|| false).unwrap();
         assert!(report.success);
         assert_eq!((report.requested_mb, report.rounds, report.allocated_mb), (32, 2, 32));
-        assert!(report.rss_peak_mb >= report.rss_before_mb + 20.0, "{report:?}");
+        // Other tests of this process may have left memory to take from: only what was touched is certain.
+        assert!(report.rss_peak_mb >= 32.0 && report.rss_peak_mb >= report.rss_before_mb, "{report:?}");
         assert_eq!(last, 1.0);
     }
 

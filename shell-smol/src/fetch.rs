@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use consensus_core::guard::Target;
 use consensus_core::io::{Fetch, FetchError, FetchErrorKind, Response};
+use shell_blocking::budget::Budget;
 use shell_blocking::dial::DialError;
 use shell_blocking::http::client::Exchange;
 use shell_blocking::tls::Tls;
@@ -19,20 +20,20 @@ use crate::dial::{Transport, dial};
 const READ_BUFFER: usize = 20 * 1024;
 
 /// Makes the exchange, within its time.
-pub(crate) async fn fetch(tls: &Tls, request: Fetch) -> Result<Response, FetchError> {
+pub(crate) async fn fetch(tls: &Tls, request: Fetch, budget: &Budget) -> Result<Response, FetchError> {
     let time = request.timeout;
     let timeout = async move {
         Timer::after(time).await;
         let detail = format!("no complete response within {} s", time.as_secs());
         Err(FetchError { kind: FetchErrorKind::Timeout, detail })
     };
-    future::or(exchange(tls, request), timeout).await
+    future::or(exchange(tls, request, budget), timeout).await
 }
 
-async fn exchange(tls: &Tls, request: Fetch) -> Result<Response, FetchError> {
+async fn exchange(tls: &Tls, request: Fetch, budget: &Budget) -> Result<Response, FetchError> {
     let target = Target::parse(&request.url).map_err(FetchError::from)?;
     let audience = request.audience;
-    let mut exchange = Exchange::new(request, &target, false)?;
+    let mut exchange = Exchange::new(request, &target, false, budget)?;
     let mut transport = dial(&target, audience, tls).await.map_err(DialError::into_fetch_error)?;
     let mut buffer = vec![0; READ_BUFFER];
     let mut writing = Writing::Going;

@@ -11,6 +11,7 @@ mod tests;
 
 use consensus_core::io::{Fetch, FetchError, Finish, Response};
 use consensus_core::node::Node;
+use shell_blocking::budget::Budget;
 use shell_blocking::runtime_api::{Environment, Provider, Runtime};
 
 /// The smol runtime.
@@ -26,6 +27,6 @@ impl Runtime for Smol {
     }
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
-        smol::block_on(fetch::fetch(&environment.tls, request.clone()))
+        smol::block_on(fetch::fetch(&environment.tls, request.clone(), &Budget::default()))
     }
 }

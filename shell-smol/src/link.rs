@@ -13,7 +13,7 @@ use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use async_tungstenite::tungstenite::{Error, Message};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream, client_async_with_config};
 use consensus_core::io::{Audience, Input, LinkEnd, LinkId};
-use shell_blocking::budget::Share;
+use shell_blocking::budget::{Budget, Share};
 use shell_blocking::dial::DialError;
 use shell_blocking::tls::Tls;
 use shell_blocking::websocket::{self, BYTES_A_TURN};
@@ -42,6 +42,7 @@ pub(crate) struct Link {
     pub(crate) id: LinkId,
     outgoing: Sender<Outgoing>,
     queued: Arc<AtomicUsize>,
+    budget: Budget,
     task: Task<()>,
 }
 
@@ -53,11 +54,12 @@ impl Link {
         url: String,
         tls: Tls,
         happened: Sender<Happened>,
+        budget: Budget,
     ) -> Self {
         let (outgoing, to_send) = smol::channel::unbounded();
         let queued = Arc::new(AtomicUsize::new(0));
         let task = executor.spawn(run(id, url, tls, happened, to_send, Arc::clone(&queued)));
-        Self { id, outgoing, queued, task }
+        Self { id, outgoing, queued, budget, task }
     }
 
     /// Queues a message. `false` when the server does not take what it is sent.
@@ -65,7 +67,7 @@ impl Link {
         let length = data.len();
         let queued = self.queued.fetch_add(length, Ordering::Relaxed) + length;
         // A link that has ended takes nothing; its end is on its way to the node.
-        let _ = self.outgoing.try_send(Outgoing::Message(data, Share::forced(length)));
+        let _ = self.outgoing.try_send(Outgoing::Message(data, self.budget.forced(length)));
         queued <= MAX_QUEUED
     }
 

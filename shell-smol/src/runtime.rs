@@ -11,6 +11,7 @@ use consensus_core::io::{
 };
 use consensus_core::node::Node;
 use consensus_core::time::Deadline;
+use shell_blocking::budget::Budget;
 use shell_blocking::effects::{BlockingWork, Work, perform_blocking};
 use shell_blocking::runtime_api::{Environment, Provider};
 use shell_blocking::signals::Signals;
@@ -47,6 +48,7 @@ struct Shell {
     effects: BTreeMap<EffectId, Running>,
     answers: BTreeMap<LocalId, Sender<LocalResponse>>,
     next_local: u64,
+    budget: Budget,
     /// What the shell itself has to tell the node.
     own: VecDeque<Input>,
     farewell: Option<Task<()>>,
@@ -78,6 +80,7 @@ async fn run(
         effects: BTreeMap::new(),
         answers: BTreeMap::new(),
         next_local: 0,
+        budget: Budget::default(),
         own: VecDeque::new(),
         farewell: None,
     };
@@ -116,7 +119,14 @@ impl Shell {
                 Output::Wait(deadline) => return (deadline, finished),
                 Output::OpenLink { link, url } => {
                     let tls = self.environment.tls.clone();
-                    self.link = Some(Link::open(&self.executor, link, url, tls, self.happened.clone()));
+                    self.link = Some(Link::open(
+                        &self.executor,
+                        link,
+                        url,
+                        tls,
+                        self.happened.clone(),
+                        self.budget.clone(),
+                    ));
                 }
                 Output::Send { link, data } => {
                     let Some(open) = self.link.as_ref().filter(|open| open.id == link) else { continue };
@@ -201,9 +211,10 @@ impl Shell {
         let happened = self.happened.clone();
         let running = match Work::from(effect) {
             Work::Fetch(request) => {
+                let budget = self.budget.clone();
                 let tls = self.environment.tls.clone();
                 Running::Fetch(self.executor.spawn(async move {
-                    let result = EffectResult::Fetched(fetch::fetch(&tls, request).await);
+                    let result = EffectResult::Fetched(fetch::fetch(&tls, request, &budget).await);
                     let _ = happened.send(Happened::Input(Input::Done { effect: id, result })).await;
                 }))
             }

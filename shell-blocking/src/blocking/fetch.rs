@@ -9,6 +9,7 @@ use consensus_core::guard::Target;
 use consensus_core::io::{Fetch, FetchError, FetchErrorKind, Response};
 
 use super::connect::{Limit, Transport, dial};
+use crate::budget::Budget;
 use crate::http::client::Exchange;
 use crate::tls::{self, Tls};
 
@@ -16,9 +17,14 @@ use crate::tls::{self, Tls};
 const READ_BUFFER: usize = 16 * 1024;
 
 /// Carries out `fetch`. Ends soon after `cancelled` is set.
-pub(super) fn fetch(tls: &Tls, fetch: Fetch, cancelled: &Arc<AtomicBool>) -> Result<Response, FetchError> {
+pub(super) fn fetch(
+    tls: &Tls,
+    fetch: Fetch,
+    cancelled: &Arc<AtomicBool>,
+    budget: &Budget,
+) -> Result<Response, FetchError> {
     let limit = Limit { until: Instant::now() + fetch.timeout, cancelled: Arc::clone(cancelled) };
-    exchange(tls, fetch, &limit).map_err(|error| {
+    exchange(tls, fetch, &limit, budget).map_err(|error| {
         // Whatever it looked like where it was noticed.
         if limit.is_cancelled() {
             FetchError { kind: FetchErrorKind::Cancelled, detail: "cancelled".to_owned() }
@@ -30,11 +36,11 @@ pub(super) fn fetch(tls: &Tls, fetch: Fetch, cancelled: &Arc<AtomicBool>) -> Res
     })
 }
 
-fn exchange(tls: &Tls, fetch: Fetch, limit: &Limit) -> Result<Response, FetchError> {
+fn exchange(tls: &Tls, fetch: Fetch, limit: &Limit, budget: &Budget) -> Result<Response, FetchError> {
     let target = Target::parse(&fetch.url)?;
     let audience = fetch.audience;
     // Connections are not kept for another exchange yet. A pool of them, by address, scheme and name, belongs here.
-    let mut exchange = Exchange::new(fetch, &target, false)?;
+    let mut exchange = Exchange::new(fetch, &target, false, budget)?;
     let mut transport =
         dial(&target, audience, tls, limit).map_err(crate::dial::DialError::into_fetch_error)?;
     // A server may answer and close before it has read all: what it said counts, not that the writing failed.

@@ -16,7 +16,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message, WebSocket};
 
 use super::connect::{Limit, Transport, dial};
-use crate::budget::Share;
+use crate::budget::{Budget, Share};
 use crate::dial::DialError;
 use crate::tls::Tls;
 use crate::websocket::{self, BYTES_A_TURN};
@@ -105,7 +105,8 @@ pub(super) struct Link {
     unsent: VecDeque<(Vec<u8>, Share)>,
     unsent_bytes: usize,
     /// Of the message that the library is writing.
-    writing: Share,
+    writing: Option<Share>,
+    budget: Budget,
     /// Whether the transport took less than it was given.
     is_full: bool,
     stage: Stage,
@@ -142,14 +143,15 @@ pub(super) enum Read {
 }
 
 impl Link {
-    pub(super) fn new(id: LinkId, socket: Socket) -> Self {
+    pub(super) fn new(id: LinkId, socket: Socket, budget: Budget) -> Self {
         let unsent = VecDeque::new();
         Self {
             id,
             socket,
             unsent,
             unsent_bytes: 0,
-            writing: Share::default(),
+            writing: None,
+            budget,
             is_full: false,
             stage: Stage::Open,
         }
@@ -180,7 +182,7 @@ impl Link {
         if self.unsent_bytes > MAX_UNSENT {
             return Err(LinkEnd::Lost { detail: "the server does not read what it is sent".to_owned() });
         }
-        let share = Share::forced(data.len());
+        let share = self.budget.forced(data.len());
         self.unsent.push_back((data, share));
         if self.is_full { Ok(()) } else { self.write() }
     }
@@ -201,10 +203,10 @@ impl Link {
                 self.is_full = true;
                 return Ok(());
             }
-            self.writing = Share::default();
+            self.writing = None;
             if let Some((data, share)) = self.unsent.pop_front() {
                 self.unsent_bytes -= data.len();
-                self.writing = share;
+                self.writing = Some(share);
                 // One that blocks is with the library, and goes out by the flushes above.
                 is_blocked(self.socket.write(Message::Binary(data.into())))?;
             } else if let Stage::Sending { frame, until } = &self.stage {

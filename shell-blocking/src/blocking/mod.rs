@@ -37,6 +37,7 @@ use self::api::Api;
 use self::inbox::{Inbox, Said};
 use self::link::{Link, Read};
 use self::workers::Workers;
+use crate::budget::Budget;
 use crate::effects::{BlockingWork, Work, perform_blocking};
 use crate::runtime_api::{Environment, Provider, Runtime};
 use crate::signals::Signals;
@@ -67,7 +68,7 @@ impl Runtime for Blocking {
     }
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
-        fetch::fetch(&environment.tls, request.clone(), &Arc::default())
+        fetch::fetch(&environment.tls, request.clone(), &Arc::default(), &Budget::default())
     }
 }
 
@@ -96,6 +97,7 @@ struct Shell {
     effects: BTreeMap<EffectId, Arc<AtomicBool>>,
     answers: BTreeMap<LocalId, SyncSender<LocalResponse>>,
     next_local: u64,
+    budget: Budget,
     /// What the shell itself has to tell the node.
     own: VecDeque<Input>,
     deadline: Option<Deadline>,
@@ -142,6 +144,7 @@ impl Shell {
             effects: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_local: 0,
+            budget: Budget::default(),
             own: VecDeque::new(),
             deadline: None,
             finished: None,
@@ -298,7 +301,10 @@ impl Shell {
                     let Some(Tunnel::Opening(_)) = self.links.get(&link) else { continue };
                     match *result {
                         Ok(socket) => {
-                            self.links.insert(link, Tunnel::Open(Box::new(Link::new(link, socket))));
+                            self.links.insert(
+                                link,
+                                Tunnel::Open(Box::new(Link::new(link, socket, self.budget.clone()))),
+                            );
                             self.feed(node, Input::LinkOpened { link });
                             // The upgrade may have brought the first message with it, of which the system knows
                             // nothing.
@@ -380,13 +386,13 @@ impl Shell {
         let no_thread = || "the system gives no thread".to_owned();
         let (submitted, failed) = match Work::from(what) {
             Work::Fetch(request) => {
-                let tls = self.environment.tls.clone();
+                let (tls, budget) = (self.environment.tls.clone(), self.budget.clone());
                 // It may wait for a thread: that is part of its time.
                 let asked = Instant::now();
                 let job = move || {
                     let mut request = request;
                     request.timeout = request.timeout.saturating_sub(asked.elapsed());
-                    let result = EffectResult::Fetched(fetch::fetch(&tls, request, &stop));
+                    let result = EffectResult::Fetched(fetch::fetch(&tls, request, &stop, &budget));
                     inbox.say(Said::Done { effect, result });
                 };
                 let error = FetchError { kind: FetchErrorKind::Busy, detail: no_thread() };

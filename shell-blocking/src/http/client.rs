@@ -13,7 +13,7 @@ use ureq_proto::client::{Call, RecvResponseResult, SendRequestResult};
 
 use super::body::{Body, BodyError};
 use super::{Coding, HeadEnd, coding, has_connection_option, latin1, latin1_bytes};
-use crate::budget::Share;
+use crate::budget::{Budget, Share};
 
 /// A request body up to this size goes out in one piece with the head.
 const JOINED_BODY: usize = 16 * 1024;
@@ -61,11 +61,11 @@ impl fmt::Debug for Exchange {
 
 impl Exchange {
     /// The exchange that `fetch` asks for at `target`, which is its URL parsed. With `keep_alive` the other side is
-    /// asked to leave the connection open.
+    /// asked to leave the connection open. The response's body counts against `budget`.
     ///
     /// # Errors
     /// [`FetchErrorKind::Url`], where method, URL or headers cannot be written.
-    pub fn new(fetch: Fetch, target: &Target, keep_alive: bool) -> Result<Self, FetchError> {
+    pub fn new(fetch: Fetch, target: &Target, keep_alive: bool, budget: &Budget) -> Result<Self, FetchError> {
         let unfit = |what: &str| failure(FetchErrorKind::Url, format!("the request cannot be sent: {what}"));
         let method = Method::from_bytes(fetch.method.as_bytes()).map_err(|_| unfit("its method"))?;
         if method == Method::CONNECT {
@@ -114,7 +114,7 @@ impl Exchange {
         }
         let read = Head { call, bytes: Vec::new(), end: HeadEnd::default(), passed: 0 };
         let read = Read::Head(Box::new(read));
-        Ok(Self { head, body, written: 0, max_body: fetch.max_body, held: Share::default(), read })
+        Ok(Self { head, body, written: 0, max_body: fetch.max_body, held: budget.share(), read })
     }
 
     /// What is still to be written, or its first part.
@@ -367,7 +367,7 @@ mod tests {
 
     fn exchange(fetch: Fetch) -> Result<Exchange, FetchError> {
         let target = Target::parse(&fetch.url).unwrap();
-        Exchange::new(fetch, &target, true)
+        Exchange::new(fetch, &target, true, &Budget::default())
     }
 
     fn written(mut exchange: Exchange) -> Vec<u8> {
