@@ -220,7 +220,11 @@ async fn converse(
                 Some(Ok(Message::Binary(data))) => Input::LinkBinary { link, data: data.into() },
                 Some(Ok(Message::Text(text))) => Input::LinkText { link, text: text.as_str().to_owned() },
                 Some(Ok(Message::Close(frame))) => return Ok(websocket::closed(frame.as_ref())),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
+                    // They are small and cost an answer each: others go first.
+                    future::yield_now().await;
+                    continue;
+                }
                 Some(Err(error)) => return Err(error),
                 None => return Err(Error::ConnectionClosed),
             };

@@ -236,6 +236,35 @@ fn what_was_sent_goes_out_before_the_close() {
     assert_eq!((u16::from(frame.code), frame.reason.as_str()), (1012, "restart"));
 }
 
+/// Sends pings for as long as the other side takes them, ten seconds at most.
+fn flood(stream: TcpStream) {
+    use std::io::Write as _;
+    let mut socket = accept(stream);
+    let pings = [0x89, 0x00].repeat(8192);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) && socket.get_mut().write_all(&pings).is_ok() {
+        // Its answers are read over, so that the flood does not end for want of room.
+        let mut buffer = [0; 65536];
+        socket.get_mut().set_nonblocking(true).unwrap();
+        while matches!(std::io::Read::read(socket.get_mut(), &mut buffer), Ok(count) if count > 0) {}
+        socket.get_mut().set_nonblocking(false).unwrap();
+    }
+}
+
+#[test]
+fn a_flood_of_pings_leaves_time_for_everybody_else() {
+    let (address, thread) = server(flood);
+    on_server(&address, async |link, incoming| {
+        opened(&incoming).await;
+        for _ in 0..3 {
+            Timer::after(Duration::from_millis(50)).await;
+        }
+        assert!(!thread.is_finished(), "nothing else ran while the flood lasted");
+        drop(link);
+        drop(thread);
+    });
+}
+
 #[test]
 fn a_server_that_does_not_read_is_given_up() {
     let (address, thread) = server(|stream| {

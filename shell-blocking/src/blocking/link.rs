@@ -28,6 +28,9 @@ pub(super) type Socket = WebSocket<Fair>;
 /// what is queued counts against the [`budget`](crate::budget) that new ones are read within.
 const MAX_UNSENT: usize = 256 * 1024 * 1024;
 
+/// What a control frame takes of a turn's bytes: it is small, and costs an answer.
+const CONTROL_COST: usize = 1024;
+
 /// A transport that says it has no more after so many bytes, until its next turn.
 #[derive(Debug)]
 pub(super) struct Fair {
@@ -225,7 +228,11 @@ impl Link {
             let input = match self.socket.read() {
                 Ok(Message::Binary(data)) => Input::LinkBinary { link: self.id, data: data.into() },
                 Ok(Message::Text(text)) => Input::LinkText { link: self.id, text: text.as_str().to_owned() },
-                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {
+                    let turn = self.socket.get_mut();
+                    turn.left = turn.left.saturating_sub(CONTROL_COST);
+                    continue;
+                }
                 Ok(Message::Close(frame)) => {
                     self.stage = Stage::Closing { until: Instant::now() + CLOSE_TIMEOUT };
                     // The library has queued the answer.

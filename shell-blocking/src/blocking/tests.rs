@@ -311,6 +311,42 @@ fn what_was_sent_goes_out_before_the_close() {
     assert_eq!((u16::from(frame.code), frame.reason.as_str()), (1012, "\u{e9}".repeat(61).as_str()));
 }
 
+/// Sends pings for as long as the other side takes them, ten seconds at most.
+fn flood(stream: TcpStream) {
+    use std::io::Write as _;
+    let mut socket = accept(stream);
+    let pings = [0x89, 0x00].repeat(8192);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) && socket.get_mut().write_all(&pings).is_ok() {
+        // Its answers are read over, so that the flood does not end for want of room.
+        let mut buffer = [0; 65536];
+        socket.get_mut().set_nonblocking(true).unwrap();
+        while matches!(std::io::Read::read(socket.get_mut(), &mut buffer), Ok(count) if count > 0) {}
+        socket.get_mut().set_nonblocking(false).unwrap();
+    }
+}
+
+#[test]
+fn a_flood_of_pings_ends_the_turn_and_does_not_keep_the_loop() {
+    let (address, thread) = server(flood);
+    let mut link = connect(&address);
+    let until = Instant::now() + PATIENCE;
+    for _ in 0..3 {
+        link.begin_turn();
+        loop {
+            assert!(Instant::now() < until, "the flood kept the loop");
+            match link.read() {
+                Read::Nothing if link.is_unread() => break,
+                Read::Nothing => thread::sleep(Duration::from_millis(1)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(!thread.is_finished(), "the flood ended before the turns");
+    drop(link);
+    thread.join().unwrap();
+}
+
 #[test]
 fn a_server_that_does_not_read_or_answer_is_given_up() {
     let (address, thread) = server(|stream| {
