@@ -230,6 +230,7 @@ mod tests {
     use crate::crypto::identity::Identity;
     use crate::crypto::pem;
     use crate::crypto::pure::Pure;
+    use crate::wire::canonical::tests::vectors;
 
     fn at(seconds: u64) -> Now {
         Now { monotonic: Duration::ZERO, unix: Duration::from_secs(seconds) }
@@ -268,14 +269,8 @@ mod tests {
 
     /// `CONSENSUS_VECTORS`: proofs of the deployed network that verify, and some that must not.
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "a test finds its vectors by the environment")]
     fn the_deployed_networks_proofs_are_judged_as_its_clients_do() {
-        let Ok(folder) = std::env::var("CONSENSUS_VECTORS") else {
-            std::println!("skipped: CONSENSUS_VECTORS is not set");
-            return;
-        };
-        let text = std::fs::read_to_string(format!("{folder}/responder-auth.vectors.json")).unwrap();
-        let file: Value = serde_json::from_str(&text).unwrap();
+        let Some(file) = vectors("responder-auth") else { return };
         let key = pem::decode_public(file["node_public_key_pem"].as_str().unwrap()).unwrap();
         let vectors = file["vectors"].as_array().unwrap();
         assert!(!vectors.is_empty());

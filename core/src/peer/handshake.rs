@@ -265,6 +265,7 @@ mod tests {
     use super::*;
     use crate::crypto::pure::Pure;
     use crate::tunnel::handshake::{Claims, Handshake};
+    use crate::wire::canonical::tests::vectors;
     use crate::wire::frame::{FrameBuf, FrameType};
     use crate::wire::hex;
 
@@ -352,14 +353,8 @@ mod tests {
 
     /// `CONSENSUS_VECTORS`: what the deployed server answered, byte for byte.
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "a test finds its vectors by the environment")]
     fn the_deployed_networks_handshakes_are_answered_as_its_server_did() {
-        let Ok(folder) = std::env::var("CONSENSUS_VECTORS") else {
-            std::println!("skipped: CONSENSUS_VECTORS is not set");
-            return;
-        };
-        let text = std::fs::read_to_string(format!("{folder}/tunnel-handshake.vectors.json")).unwrap();
-        let file: Value = serde_json::from_str(&text).unwrap();
+        let Some(file) = vectors("tunnel-handshake") else { return };
         let vectors = file["vectors"].as_array().unwrap();
         assert!(!vectors.is_empty());
         for vector in vectors {
