@@ -224,7 +224,6 @@ impl<C: Crypto> Connecting<C> {
 
 #[cfg(test)]
 mod tests {
-    use alloc::format;
 
     use super::*;
     use crate::crypto::identity::Identity;
