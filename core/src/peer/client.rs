@@ -203,10 +203,11 @@ impl<C: Crypto> Connecting<C> {
         let client_nonce = base64::encode(&self.nonce);
         let node = (fields.node_public_key.as_str(), fields.proof.node_nonce.as_str());
         let binding = channel_binding(&self.crypto, &self.node_id, (&self.public_key, &client_nonce), node);
+        let binding_text = base64::encode(&binding);
         let challenge = Challenge {
             node_id: &self.node_id,
             client_nonce: &client_nonce,
-            channel_binding: Some(&base64::encode(&binding)),
+            channel_binding: Some(&binding_text),
             public_key: node_key,
         };
         let proof = accept.get("proof").unwrap_or(&Value::Null);
