@@ -29,6 +29,9 @@ const BURST: u32 = 200;
 /// After that, one line in so long.
 const REFILL: Duration = Duration::from_millis(100);
 
+/// A pipe that is writable takes so many bytes without waiting (POSIX, `PIPE_BUF` on Linux).
+const PIPE_TAKES: usize = 4096;
+
 /// How long a reader that is behind is waited for, once; after that its lines are left out until it reads again.
 const READER_PATIENCE: Duration = Duration::from_millis(20);
 
@@ -327,15 +330,15 @@ impl State {
             self.left_out += 1;
             return;
         }
-        let left_out = std::mem::take(&mut self.left_out);
-        if left_out > 0 {
-            let _ = writeln!(
-                self.out,
-                "{{\"event\":\"left_out\",\"reason\":\"slow reader\",\"count\":{left_out}}}"
-            );
+        // One write of what a pipe has said it takes; a second one could wait for the reader.
+        let mut text = String::new();
+        if self.left_out > 0 && bytes.len() < PIPE_TAKES / 2 {
+            let count = std::mem::take(&mut self.left_out);
+            let _ = writeln!(text, "{{\"event\":\"left_out\",\"reason\":\"slow reader\",\"count\":{count}}}");
         }
+        text.push_str(bytes);
         // There is nowhere to report a log that cannot be written, and the node matters more.
-        let _ = self.out.write_all(bytes.as_bytes());
+        let _ = self.out.write_all(text.as_bytes());
         let _ = self.out.flush();
     }
 }
