@@ -152,7 +152,9 @@ impl Log {
         if !self.enabled(event.level()) {
             return;
         }
-        match self.state().tell(event) {
+        // A statement of its own: the lock must be free again before the next line is written.
+        let told = self.state().tell(event);
+        match told {
             None => return,
             Some(0) => {}
             Some(untold) => {
