@@ -21,7 +21,11 @@ pub struct LinkId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EffectId(pub u64);
 
-/// One request to the local API; the shell numbers them and never reuses a number.
+/// One TCP connection to a target, from [`Output::OpenSocket`] to its end. Never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SocketId(pub u64);
+
+/// One request to the local API, and the WebSocket that it may become; the shell numbers them and never reuses a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LocalId(pub u64);
 
@@ -49,6 +53,14 @@ pub enum Input {
         /// Its payload.
         text: String,
     },
+    /// The transport took so many bytes of what [`Output::Send`] gave, in order. May be told for several messages
+    /// together, but soon: streams wait for it.
+    LinkSent {
+        /// Which.
+        link: LinkId,
+        /// Payload bytes of whole messages since this was last told.
+        bytes: usize,
+    },
     /// The transport could not be opened, or has ended. Nothing of this link follows.
     LinkEnded {
         /// Which.
@@ -63,12 +75,50 @@ pub enum Input {
         /// With what.
         result: EffectResult,
     },
+    /// The TCP connection asked for by [`Output::OpenSocket`] is there.
+    SocketOpened {
+        /// Which.
+        socket: SocketId,
+    },
+    /// What one [`Output::ReadSocket`] asked for.
+    SocketData {
+        /// Where.
+        socket: SocketId,
+        /// At least one byte, at most as many as were asked for.
+        data: Vec<u8>,
+    },
+    /// The socket took so many bytes of what [`Output::SendSocket`] gave.
+    SocketSent {
+        /// Which.
+        socket: SocketId,
+        /// Since this was last told.
+        bytes: usize,
+    },
+    /// The socket could not be opened, or has ended. Nothing of it follows. Not told after [`Output::CloseSocket`].
+    SocketEnded {
+        /// Which.
+        socket: SocketId,
+        /// How.
+        end: SocketEnd,
+    },
     /// A request to the local API.
     Local {
         /// Answered by one [`Output::Respond`].
         id: LocalId,
         /// The request, its framing already checked and its body complete.
         request: LocalRequest,
+    },
+    /// A message, binary or text, on a WebSocket of the local API: on a request that was answered with status 101.
+    LocalMessage {
+        /// Which.
+        id: LocalId,
+        /// Its payload, at most [`MAX_MESSAGE`](crate::limits::MAX_MESSAGE); opened in place.
+        data: Vec<u8>,
+    },
+    /// A WebSocket of the local API has ended. Not told after [`Output::CloseLocal`].
+    LocalEnded {
+        /// Which.
+        id: LocalId,
     },
     /// The operator (or the supervisor) asks the node to stop in good order.
     Stop,
@@ -109,6 +159,66 @@ pub enum Output {
         /// Which.
         link: LinkId,
     },
+    /// Read nothing of the link for now (`true`), or go on (`false`): more waits to be sent than the server takes.
+    /// A message that was being read may still be told.
+    HoldLink {
+        /// Which.
+        link: LinkId,
+        /// Whether to hold.
+        hold: bool,
+    },
+    /// Open a TCP connection on behalf of `audience`: one look-up, every address judged by
+    /// [`guard`](crate::guard), the connection made to the address that was judged. Answer with
+    /// [`Input::SocketOpened`] or [`Input::SocketEnded`].
+    OpenSocket {
+        /// Its name from here on.
+        socket: SocketId,
+        /// How far it may reach.
+        audience: Audience,
+        /// A name or a literal address, without brackets.
+        host: String,
+        /// Never 0.
+        port: u16,
+        /// For the look-up and the connection together.
+        timeout: Duration,
+    },
+    /// Write to a socket, after all that was given before; tell [`Input::SocketSent`] as it goes.
+    SendSocket {
+        /// Where.
+        socket: SocketId,
+        /// At least one byte.
+        data: Vec<u8>,
+    },
+    /// Read once from a socket, at most `most` bytes; answer with one [`Input::SocketData`], or with the end. Nothing
+    /// is read of a socket without it: this is what holds up a target that is faster than the tunnel.
+    ReadSocket {
+        /// Which.
+        socket: SocketId,
+        /// Bytes.
+        most: usize,
+    },
+    /// Write what is unsent, within a few seconds, then close. Also ends an attempt to open. Nothing of this socket is
+    /// told any more.
+    CloseSocket {
+        /// Which.
+        socket: SocketId,
+    },
+    /// Send one binary message on a WebSocket of the local API.
+    SendLocal {
+        /// Which.
+        id: LocalId,
+        /// The payload.
+        data: Vec<u8>,
+    },
+    /// Send what is unsent, then a close frame, then end the WebSocket. Nothing of it is told any more.
+    CloseLocal {
+        /// Which.
+        id: LocalId,
+        /// The WebSocket close code.
+        code: u16,
+        /// The WebSocket close reason, at most 123 bytes.
+        reason: String,
+    },
     /// Do something that is not of the link; answer with [`Input::Done`].
     Perform {
         /// Its name in the answer.
@@ -121,7 +231,9 @@ pub enum Output {
         /// Which.
         id: EffectId,
     },
-    /// Answer a request to the local API.
+    /// Answer a request to the local API. A status of 101 makes a WebSocket of it (RFC 6455): the request was checked
+    /// to ask for one, and the shell adds the header fields of the handshake. From then on its messages are
+    /// [`Input::LocalMessage`].
     Respond {
         /// Which.
         id: LocalId,
@@ -167,6 +279,20 @@ pub enum LinkEnd {
     },
     /// The connection broke, or ended without a close frame.
     Lost {
+        /// What the system said.
+        detail: String,
+    },
+}
+
+/// How a socket ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SocketEnd {
+    /// It never opened; the kind is one of those of a connection.
+    Unopened(FetchError),
+    /// The target has closed it in good order, and all that it sent was told.
+    Closed,
+    /// It broke.
+    Failed {
         /// What the system said.
         detail: String,
     },
@@ -334,6 +460,8 @@ pub enum StateFile {
     JoinAuth,
     /// The manifest of the installed release.
     ReleaseManifest,
+    /// The tickets that were spent, for the time after a restart.
+    SpentTickets,
 }
 
 impl StateFile {
@@ -346,6 +474,7 @@ impl StateFile {
             Self::NodePub => "keys/node.pub",
             Self::JoinAuth => "join-auth.json",
             Self::ReleaseManifest => "release-manifest.json",
+            Self::SpentTickets => "spent-tickets.json",
         }
     }
 
@@ -354,7 +483,7 @@ impl StateFile {
     pub const fn is_secret(self) -> bool {
         match self {
             Self::Config | Self::NodeKey | Self::JoinAuth => true,
-            Self::NodePub | Self::ReleaseManifest => false,
+            Self::NodePub | Self::ReleaseManifest | Self::SpentTickets => false,
         }
     }
 }
