@@ -456,6 +456,24 @@ pub fn fetch(
     Ok((target, fetch))
 }
 
+/// Where a raw tunnel goes: a host, by the same rules as in a URL, and a port.
+///
+/// # Errors
+/// [`Refused`].
+pub fn socket_target(host: &str, port: u16, audience: Audience) -> Result<Target, Refused> {
+    // An IPv6 address may stand without the brackets that it needs in a URL.
+    let host = match host.parse::<Ipv6Addr>() {
+        Ok(address) => Host::Ipv6(address),
+        Err(_) if host.len() > MAX_URL => return Err(Refused::UrlTooLong),
+        Err(_) => Host::parse(host).map_err(|_| Refused::Url)?,
+    };
+    let target = Target::parse(&format!("http://{host}:{port}/"))?;
+    if audience == Audience::Stranger {
+        target.check_literal()?;
+    }
+    Ok(target)
+}
+
 /// A token of RFC 9110, 5.6.2.
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
