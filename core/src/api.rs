@@ -23,7 +23,7 @@ use crate::io::{
     Audience, Effect, EffectId, EffectResult, FetchError, FetchErrorKind, LocalId, LocalRequest,
     LocalResponse, Measurement, Output, Response,
 };
-use crate::limits::{LOCAL_TIMEOUT, Limits, MAX_LOCAL_REQUESTS, PROXY_TIMEOUT};
+use crate::limits::{LOCAL_TIMEOUT, Limits, MAX_LOCAL_REQUESTS};
 use crate::outbox::Outbox;
 use crate::release::integrity;
 use crate::release::manifest::{Capabilities, Manifest};
@@ -280,7 +280,7 @@ impl Api {
             headers: body.headers.unwrap_or_default().into_iter().collect(),
             body: data,
         };
-        let fetch = guard::fetch(request, self.audience, PROXY_TIMEOUT, self.limits.max_response_body);
+        let fetch = guard::fetch(request, self.audience, self.limits.request_timeout, self.limits.max_response_body);
         let (_, fetch) = fetch.map_err(|refused| match refused {
             guard::Refused::NotPublic => (403, "forbidden_target", refused.to_string()),
             _ => bad(refused.to_string()),

@@ -152,8 +152,14 @@ pub struct Limits {
     pub max_request_body: usize,
     /// The body of a proxied response, in bytes; where it has to fit in a frame never more than [`MAX_TUNNEL_BODY`].
     pub max_response_body: usize,
-    /// From the begin of a look-up to a connection.
+    /// The head of a response that is fetched for others, in bytes. Never more than [`MAX_HTTP_HEAD`].
+    pub max_head: usize,
+    /// From the begin of a look-up to a connection, TLS included.
     pub connect_timeout: Duration,
+    /// From there to the first byte of the answer.
+    pub first_byte_timeout: Duration,
+    /// A proxied request, from its arrival to its answer. Never more than [`PROXY_TIMEOUT`].
+    pub request_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -166,7 +172,10 @@ impl Default for Limits {
             max_inits: 500,
             max_request_body: 10 * 1024 * 1024,
             max_response_body: 50 * 1024 * 1024,
+            max_head: MAX_HTTP_HEAD,
             connect_timeout: Duration::from_secs(10),
+            first_byte_timeout: PROXY_TIMEOUT,
+            request_timeout: PROXY_TIMEOUT,
         }
     }
 }

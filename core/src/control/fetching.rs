@@ -15,7 +15,7 @@ use crate::data_plane::responder::{self, Refusal};
 use crate::event::Event;
 use crate::guard;
 use crate::io::{Effect, EffectId, EffectResult, Fetch, FetchError, FetchErrorKind, Output, Response};
-use crate::limits::{MAX_REQUEST_BODIES, PROXY_TIMEOUT};
+use crate::limits::MAX_REQUEST_BODIES;
 use crate::text::printable;
 use crate::time::{Deadline, Now, Reason};
 use crate::wire::frame::MAX_PLAINTEXT;
@@ -121,7 +121,7 @@ impl<C: Crypto> Control<C> {
         }
         let request = guard::Request { url, method, headers, body };
         let max_body = max_body.min(self.limits.max_response_body);
-        match guard::fetch(request, self.audience, PROXY_TIMEOUT, max_body) {
+        match guard::fetch(request, self.audience, self.limits.request_timeout, max_body) {
             Ok((target, fetch)) => Ok(Prepared { origin: target.origin(), bytes, fetch }),
             Err(refused) => {
                 let origin = guard::Target::parse(url).ok().map(|target| target.origin());
@@ -140,7 +140,7 @@ impl<C: Crypto> Control<C> {
         self.counters.requests += 1;
         self.request_bytes = self.request_bytes.saturating_add(bytes);
         let effect = context.out.perform(Effect::Fetch(fetch));
-        let until = context.now.deadline(PROXY_TIMEOUT, Reason::ProxyRequest);
+        let until = context.now.deadline(self.limits.request_timeout, Reason::ProxyRequest);
         self.proxied.insert(effect, Proxied { asker, origin, bytes, asked: context.now, until });
         effect
     }
@@ -200,7 +200,7 @@ impl<C: Crypto> Control<C> {
             let effect = *effect;
             let Some(proxied) = self.take_proxied(effect) else { return };
             context.out.push(Output::Cancel { id: effect });
-            let reason = format!("no answer within {} s", PROXY_TIMEOUT.as_secs());
+            let reason = format!("no answer within {} s", self.limits.request_timeout.as_secs());
             self.fail(context, proxied.asker, Some(proxied.origin), &reason);
         }
     }
