@@ -11,6 +11,7 @@ pub mod conn;
 pub mod demo;
 pub mod dns;
 pub mod footprint;
+pub mod load;
 pub mod namespace;
 pub mod network;
 pub mod options;
