@@ -325,6 +325,13 @@ impl World {
                     assert!(self.asked.remove(&id), "one answer a request");
                     assert!((200..=599).contains(&response.status));
                 }
+                Output::HoldLink { .. }
+                | Output::OpenSocket { .. }
+                | Output::SendSocket { .. }
+                | Output::ReadSocket { .. }
+                | Output::CloseSocket { .. }
+                | Output::SendLocal { .. }
+                | Output::CloseLocal { .. } => {}
                 Output::Event(event) => {
                     let text = alloc::string::ToString::to_string(&event);
                     assert!(!text.chars().any(char::is_control), "an event fit for a terminal: {text:?}");

@@ -62,6 +62,9 @@
 //!             Output::Finish(finish) => finished = Some(finish),
 //!             Output::Send { .. } | Output::CloseLink { .. } | Output::DropLink { .. } => {}
 //!             Output::Perform { .. } | Output::Cancel { .. } | Output::Respond { .. } => {}
+//!             Output::OpenSocket { .. } | Output::SendSocket { .. } | Output::ReadSocket { .. } => {}
+//!             Output::CloseSocket { .. } | Output::SendLocal { .. } | Output::CloseLocal { .. } => {}
+//!             Output::HoldLink { .. } => {}
 //!         }
 //!     };
 //!     if let Some(finish) = finished {

@@ -164,6 +164,13 @@ impl<C: Crypto> Node<C> {
             }
             Input::Done { effect, result } => self.handle_done(effect, result),
             Input::Local { id, request } => self.handle_local(id, &request),
+            Input::LinkSent { .. }
+            | Input::SocketOpened { .. }
+            | Input::SocketData { .. }
+            | Input::SocketSent { .. }
+            | Input::SocketEnded { .. }
+            | Input::LocalMessage { .. }
+            | Input::LocalEnded { .. } => {}
             Input::Stop => self.stop(),
         }
         self.handle_time();

@@ -354,6 +354,13 @@ impl World {
                 Output::Respond { id, response } => {
                     assert!(self.responses.insert(id, response).is_none(), "one answer a request");
                 }
+                Output::HoldLink { .. }
+                | Output::OpenSocket { .. }
+                | Output::SendSocket { .. }
+                | Output::ReadSocket { .. }
+                | Output::CloseSocket { .. }
+                | Output::SendLocal { .. }
+                | Output::CloseLocal { .. } => {}
                 Output::Event(event) => self.events.push((self.now, event)),
                 Output::Finish(finish) => {
                     assert!(self.finish.is_none());

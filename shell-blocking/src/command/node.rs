@@ -131,6 +131,7 @@ fn drive<R: Runtime>(
         limits,
         allow_private_targets: plan.serving.allow_private_targets,
     };
+    system::raise_file_limit();
     let seed = system::seed().map_err(Failure::internal)?;
     let node = Node::new(config, Provider::default(), seed, system::now());
     runtime.drive(node, environment).map_err(Failure::internal)
