@@ -5,9 +5,14 @@
 //! have bounds of their own, so that neither keeps the other out.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consensus_core::io::LocalRequest;
+
+use crate::http::server::Connection;
+use crate::system;
 
 /// Connections at once, whatever they do.
 pub const MAX_CONNECTIONS: usize = 512;
@@ -87,7 +92,8 @@ impl<T> Places<T> {
     /// A place for a new connection, and the number of the connection that has to go for it. Nothing when all are busy.
     pub fn enter(&self, evict: T) -> Option<(Place<T>, Option<u64>)> {
         let mut taken = self.taken();
-        let evicted = if taken.by_number.len() < MAX_CONNECTIONS { None } else { Some(taken.longest_waiting()?) };
+        let evicted =
+            if taken.by_number.len() < MAX_CONNECTIONS { None } else { Some(taken.longest_waiting()?) };
         if let Some(evicted) = evicted {
             taken.by_number.remove(&evicted);
         }
@@ -116,7 +122,8 @@ impl<T> Place<T> {
     /// The connection does something else now. `false` when too many do that already, or it had to go.
     pub fn begin(&self, doing: Doing) -> bool {
         let mut taken = self.places.taken();
-        let others = taken.by_number.iter().filter(|(number, seat)| **number != self.number && seat.doing == doing);
+        let others =
+            taken.by_number.iter().filter(|(number, seat)| **number != self.number && seat.doing == doing);
         if others.count() >= doing.most() {
             return false;
         }
@@ -133,6 +140,14 @@ impl<T> Drop for Place<T> {
         let seat = self.places.taken().by_number.remove(&self.number);
         drop(seat);
     }
+}
+
+/// Tells a client that there is no room, without waiting for it. The connection must not block.
+pub fn refuse_at_once(mut stream: &TcpStream) {
+    // What was sent already would reset the connection before the answer is read.
+    let _ = stream.read(&mut [0; 4096]);
+    let _ = stream.write(&Connection::busy(system::now().unix));
+    let _ = stream.shutdown(Shutdown::Write);
 }
 
 #[cfg(test)]

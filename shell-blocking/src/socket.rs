@@ -111,7 +111,9 @@ impl Traffic {
         let most = self.wanted?;
         // Straight into memory that is not cleared first; what is not filled goes back.
         let mut data = Vec::with_capacity(most);
-        let told = match rustix::io::read(stream, rustix::buffer::spare_capacity(&mut data)).map_err(io::Error::from) {
+        let told = match rustix::io::read(stream, rustix::buffer::spare_capacity(&mut data))
+            .map_err(io::Error::from)
+        {
             Ok(0) => Err(match self.broken.take() {
                 None => SocketEnd::Closed,
                 Some(detail) => SocketEnd::Failed { detail },
@@ -121,7 +123,9 @@ impl Traffic {
                 data.shrink_to_fit();
                 Ok(data)
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return None,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                return None;
+            }
             Err(error) => Err(SocketEnd::Failed { detail: error.to_string() }),
         };
         self.wanted = None;
@@ -131,7 +135,8 @@ impl Traffic {
     /// From here on only what is unsent is written; then the connection ends.
     pub fn leave(&mut self) {
         self.wanted = None;
-        self.leaving = Some(Leaving { until: Instant::now() + CLOSE_TIMEOUT, has_told: false, was_told: false });
+        self.leaving =
+            Some(Leaving { until: Instant::now() + CLOSE_TIMEOUT, has_told: false, was_told: false });
     }
 
     /// When a connection that is being left is given up.

@@ -5,10 +5,10 @@ use core::fmt;
 use std::io;
 use std::time::Duration;
 
+use crate::budget::{Budget, Share};
 use consensus_core::guard::Target;
 use consensus_core::io::{LinkEnd, OpenStage};
 use consensus_core::limits::MAX_MESSAGE;
-use crate::budget::{Budget, Share};
 use tungstenite::error::{CapacityError, ProtocolError};
 use tungstenite::handshake::client::{Request, generate_key};
 use tungstenite::protocol::frame::coding::CloseCode;

@@ -13,7 +13,7 @@ use rustix::event::PollFlags;
 
 use super::watch::{Token, Watch};
 use crate::http::server::{Connection, Step, Waiting};
-use crate::places::{Doing, Place, Places};
+use crate::places::{Doing, Place, Places, refuse_at_once};
 use crate::system;
 use crate::websocket::BYTES_A_TURN;
 
@@ -119,7 +119,7 @@ impl Api {
             return;
         }
         let _ = stream.set_nodelay(true);
-        let Some((place, evicted)) = self.places.enter(()) else { return refuse(&stream) };
+        let Some((place, evicted)) = self.places.enter(()) else { return refuse_at_once(&stream) };
         if let Some(evicted) = evicted {
             self.clients.remove(&evicted);
         }
@@ -174,14 +174,6 @@ impl Api {
     pub(super) fn is_answering(&self) -> bool {
         !self.clients.is_empty()
     }
-}
-
-/// Tells a client that there is no room, without waiting for it: this runs in the loop.
-fn refuse(mut stream: &TcpStream) {
-    // What was sent already would reset the connection before the answer is read.
-    let _ = stream.read(&mut [0; READ_BUFFER]);
-    let _ = stream.write(&Connection::busy(system::now().unix));
-    let _ = stream.shutdown(Shutdown::Write);
 }
 
 /// The connection is at its end.
