@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 
 use consensus_core::crypto::pure::Pure;
-use consensus_core::io::{Fetch, FetchError, Finish, Response};
+use consensus_core::io::{Fetch, FetchError, Finish, Input, Output, Response};
 use consensus_core::node::Node;
+use consensus_core::time::Now;
 
 use crate::log::Log;
 use crate::state_dir::StateDir;
@@ -26,6 +27,25 @@ pub struct Environment {
     pub log: Log,
 }
 
+/// What a runtime runs: a node, or whatever stands for one in a test.
+pub trait Machine {
+    /// As [`Node::handle_input`].
+    fn handle_input(&mut self, now: Now, input: Input);
+
+    /// As [`Node::poll_output`].
+    fn poll_output(&mut self) -> Output;
+}
+
+impl Machine for Node<Provider> {
+    fn handle_input(&mut self, now: Now, input: Input) {
+        Self::handle_input(self, now, input);
+    }
+
+    fn poll_output(&mut self) -> Output {
+        Self::poll_output(self)
+    }
+}
+
 /// A way to run a node. Each shell has one.
 pub trait Runtime {
     /// The program's name: `consensus-node` or `consensus-node-blocking`.
@@ -38,7 +58,7 @@ pub trait Runtime {
     ///
     /// # Errors
     /// What keeps the node from running at all, such as an address in use; one line that names the thing.
-    fn drive(&self, node: Node<Provider>, environment: Environment) -> Result<Finish, String>;
+    fn drive(&self, node: impl Machine, environment: Environment) -> Result<Finish, String>;
 
     /// One HTTP exchange outside any node (registration, verification).
     ///

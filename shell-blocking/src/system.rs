@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use consensus_core::bench::report::System;
 use consensus_core::release::manifest::network_name;
 use consensus_core::time::Now;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The compiler that built this program (see `build.rs`).
 const RUST_VERSION: &str = env!("CONSENSUS_NODE_RUSTC");
@@ -33,6 +34,27 @@ pub fn seed() -> Result<[u8; 32], String> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| format!("the system gives no randomness: {error}"))?;
     Ok(seed)
+}
+
+/// Files and sockets that a node may want open at once, at most.
+const MAX_FILES: u64 = 65_536;
+
+/// macOS refuses more, whatever its hard limit says.
+const MAX_FILES_OF_MACOS: u64 = 10_240;
+
+/// Raises the number of files and sockets that this process may have open as far as it may itself. Systems start
+/// programs with 1024 or fewer; a node that serves many streams has more. Where it cannot be raised, it stays.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    for most in [MAX_FILES, MAX_FILES_OF_MACOS] {
+        let wanted = limit.maximum.map_or(most, |hard| hard.min(most));
+        if limit.current.is_none_or(|current| current >= wanted) {
+            return;
+        }
+        if setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).is_ok() {
+            return;
+        }
+    }
 }
 
 /// The platform in the network's names, such as `linux-x64`.
@@ -194,6 +216,18 @@ mod tests {
         assert!(resident().unwrap() > 100_000);
         assert!(now().monotonic <= now().monotonic);
         assert_ne!(seed(), seed());
+    }
+
+    #[test]
+    fn as_many_files_as_the_system_allows_may_be_open() {
+        raise_file_limit();
+        let limit = getrlimit(Resource::Nofile);
+        let hard = limit.maximum.unwrap_or(u64::MAX);
+        assert!(limit.current.is_none_or(|current| current >= hard.min(MAX_FILES_OF_MACOS)));
+        let less = limit.current.unwrap_or(MAX_FILES) - 1;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(less), ..limit }).unwrap();
+        raise_file_limit();
+        assert!(getrlimit(Resource::Nofile).current >= limit.current.min(Some(MAX_FILES)));
     }
 
     #[test]

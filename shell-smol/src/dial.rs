@@ -40,6 +40,20 @@ pub(crate) async fn dial(target: &Target, audience: Audience, tls: &Tls) -> Resu
     }
 }
 
+/// Connects to a host on behalf of `audience`, without TLS.
+pub(crate) async fn dial_tcp(host: &str, port: u16, audience: Audience) -> Result<TcpStream, DialError> {
+    let literal = host.parse().ok();
+    let (host, path_and_query) = (host.to_owned(), String::new());
+    let target = Target { scheme: Scheme::Http, host, port, path_and_query, literal };
+    let found = match target.literal {
+        Some(address) => vec![address],
+        None => resolve(&target, audience).await?,
+    };
+    let stream = connect(&target, &candidates(&target, audience, &found)?).await?;
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
 async fn resolve(target: &Target, audience: Audience) -> Result<Vec<IpAddr>, DialError> {
     let place = LookUp::begin(audience)?;
     let (host, port) = (target.host.clone(), target.port);

@@ -2,17 +2,18 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod channel;
 mod dial;
 mod fetch;
 mod link;
 mod runtime;
+mod sockets;
 #[cfg(test)]
 mod tests;
 
 use consensus_core::io::{Fetch, FetchError, Finish, Response};
-use consensus_core::node::Node;
 use shell_blocking::budget::Budget;
-use shell_blocking::runtime_api::{Environment, Provider, Runtime};
+use shell_blocking::runtime_api::{Environment, Machine, Runtime};
 
 /// The smol runtime.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,7 +23,7 @@ impl Runtime for Smol {
     const PROGRAM: &'static str = "consensus-node";
     const SHELL: &'static str = "smol";
 
-    fn drive(&self, node: Node<Provider>, environment: Environment) -> Result<Finish, String> {
+    fn drive(&self, node: impl Machine, environment: Environment) -> Result<Finish, String> {
         runtime::drive(node, environment)
     }
 

@@ -6,20 +6,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use consensus_core::io::{
-    Effect, EffectId, EffectResult, FetchError, FetchErrorKind, Finish, Input, LinkEnd, LocalId,
-    LocalRequest, LocalResponse, Output,
+    Effect, EffectId, EffectResult, FetchError, FetchErrorKind, Finish, Input, LinkEnd, LinkId, LocalId,
+    LocalRequest, LocalResponse, Output, SocketId,
 };
-use consensus_core::node::Node;
 use consensus_core::time::Deadline;
 use shell_blocking::budget::Budget;
 use shell_blocking::effects::{BlockingWork, Work, perform_blocking};
-use shell_blocking::runtime_api::{Environment, Provider};
+use shell_blocking::http::server::SWITCHING_PROTOCOLS;
+use shell_blocking::runtime_api::{Environment, Machine};
 use shell_blocking::signals::Signals;
+use shell_blocking::socket::MAX_LEAVING;
 use shell_blocking::system;
 use smol::channel::{Receiver, Sender};
 use smol::{Async, Executor, Task, Timer, future};
 
+use crate::api::Answer;
+use crate::channel::{Channel, Name};
 use crate::link::Link;
+use crate::sockets::{Place, Socket};
 use crate::{api, fetch};
 
 /// What may wait for the node, each up to a whole tunnel message. Whoever has more to say waits.
@@ -31,8 +35,16 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// Something the node is to be told.
 pub(crate) enum Happened {
     Input(Input),
-    Local { request: LocalRequest, answer: Sender<LocalResponse> },
+    Local {
+        request: LocalRequest,
+        answer: Sender<Answer>,
+    },
+    /// The link's transport took something: how much is with its channel.
+    Sent,
 }
+
+/// Held by what the end of the node waits for.
+pub(crate) type Busy = Sender<()>;
 
 /// An effect under way.
 enum Running {
@@ -45,44 +57,56 @@ struct Shell {
     executor: Arc<Executor<'static>>,
     happened: Sender<Happened>,
     link: Option<Link>,
+    sockets: BTreeMap<SocketId, Socket>,
+    /// Counts the sockets that are being left.
+    leaving: Arc<()>,
     effects: BTreeMap<EffectId, Running>,
-    answers: BTreeMap<LocalId, Sender<LocalResponse>>,
+    answers: BTreeMap<LocalId, Sender<Answer>>,
+    locals: BTreeMap<LocalId, Channel>,
     next_local: u64,
     budget: Budget,
     /// What the shell itself has to tell the node.
     own: VecDeque<Input>,
-    farewell: Option<Task<()>>,
+    busy: Busy,
 }
 
 /// Runs `node` to its end.
-pub(crate) fn drive(node: Node<Provider>, environment: Environment) -> Result<Finish, String> {
+pub(crate) fn drive(node: impl Machine, environment: Environment) -> Result<Finish, String> {
     let executor = Arc::new(Executor::new());
     let run = run(node, environment, Arc::clone(&executor));
     smol::block_on(executor.run(run))
 }
 
 async fn run(
-    mut node: Node<Provider>,
+    mut node: impl Machine,
     environment: Environment,
     executor: Arc<Executor<'static>>,
 ) -> Result<Finish, String> {
     let (happened, incoming) = smol::channel::bounded(MAX_WAITING);
     let signals = executor.spawn(watch_signals(happened.clone())?);
+    let budget = Budget::default();
     let api = match environment.listen {
-        Some(address) => Some(api::listen(&executor, address, &environment.log, happened.clone())?),
+        Some(address) => {
+            let (happened, budget) = (happened.clone(), budget.clone());
+            Some(api::listen(&executor, address, &environment.log, happened, budget)?)
+        }
         None => None,
     };
+    let (busy, at_rest) = smol::channel::bounded(1);
     let mut shell = Shell {
         environment,
         executor,
         happened,
         link: None,
+        sockets: BTreeMap::new(),
+        leaving: Arc::default(),
         effects: BTreeMap::new(),
         answers: BTreeMap::new(),
+        locals: BTreeMap::new(),
         next_local: 0,
-        budget: Budget::default(),
+        budget,
         own: VecDeque::new(),
-        farewell: None,
+        busy,
     };
     let mut input = Input::Tick;
     let finish = loop {
@@ -101,49 +125,83 @@ async fn run(
     if let Some(api) = api {
         api.cancel().await;
     }
-    if let Some(farewell) = shell.farewell.take() {
-        future::or(farewell, async {
-            Timer::after(FAREWELL).await;
-        })
-        .await;
-    }
+    // Nobody is answered any more, nothing is told: what is left is what was to be carried out before the end.
+    drop(shell);
+    drop(incoming);
+    let all = async {
+        let _ = at_rest.recv().await;
+    };
+    let late = async {
+        Timer::after(FAREWELL).await;
+    };
+    future::or(all, late).await;
     Ok(finish)
 }
 
 impl Shell {
     /// Carries out everything the node wants now.
-    fn drain(&mut self, node: &mut Node<Provider>) -> (Option<Deadline>, Option<Finish>) {
+    fn drain(&mut self, node: &mut impl Machine) -> (Option<Deadline>, Option<Finish>) {
         let mut finished = None;
         loop {
             match node.poll_output() {
                 Output::Wait(deadline) => return (deadline, finished),
                 Output::OpenLink { link, url } => {
-                    let tls = self.environment.tls.clone();
-                    self.link = Some(Link::open(
-                        &self.executor,
-                        link,
-                        url,
-                        tls,
-                        self.happened.clone(),
-                        self.budget.clone(),
-                    ));
+                    let (tls, budget) = (self.environment.tls.clone(), self.budget.clone());
+                    self.link =
+                        Some(Link::open(&self.executor, link, url, tls, self.happened.clone(), budget));
                 }
                 Output::Send { link, data } => {
-                    let Some(open) = self.link.as_ref().filter(|open| open.id == link) else { continue };
-                    if !open.send(data) {
+                    let Some(open) = self.link(link) else { continue };
+                    if !open.channel.send(data) {
                         self.link = None;
-                        let end =
-                            LinkEnd::Lost { detail: "the server does not read what it is sent".to_owned() };
-                        self.own.push_back(Input::LinkEnded { link, end });
+                        self.own.push_back(Name::Link(link).ended(unread()));
                     }
                 }
                 Output::CloseLink { link, code, reason } => {
                     if let Some(open) = self.link.take_if(|open| open.id == link) {
-                        self.farewell = Some(self.executor.spawn(open.close(code, reason)));
+                        open.close(code, reason, self.busy.clone());
                     }
                 }
                 Output::DropLink { link } => {
                     self.link.take_if(|open| open.id == link);
+                }
+                Output::HoldLink { link, hold } => {
+                    if let Some(open) = self.link(link) {
+                        open.channel.hold(hold);
+                    }
+                }
+                Output::OpenSocket { socket, audience, host, port, timeout } => {
+                    let place = Place { audience, host, port, timeout };
+                    let opened = Socket::open(&self.executor, socket, place, self.happened.clone());
+                    self.sockets.insert(socket, opened);
+                }
+                Output::SendSocket { socket, data } => {
+                    if let Some(open) = self.sockets.get(&socket) {
+                        open.send(data);
+                    }
+                }
+                Output::ReadSocket { socket, most } => {
+                    if let Some(open) = self.sockets.get(&socket) {
+                        open.read(most);
+                    }
+                }
+                Output::CloseSocket { socket } => {
+                    let closed = self.sockets.remove(&socket).filter(|socket| socket.is_open);
+                    // One of them is held here.
+                    if let Some(closed) = closed.filter(|_| Arc::strong_count(&self.leaving) <= MAX_LEAVING) {
+                        closed.leave(self.busy.clone(), Arc::clone(&self.leaving));
+                    }
+                }
+                Output::SendLocal { id, data } => {
+                    if self.locals.get(&id).is_some_and(|channel| !channel.send(data)) {
+                        self.locals.remove(&id);
+                        self.own.push_back(Name::Local(id).ended(unread()));
+                    }
+                }
+                Output::CloseLocal { id, code, reason } => {
+                    if let Some(channel) = self.locals.remove(&id) {
+                        channel.close(code, reason, self.busy.clone());
+                    }
                 }
                 Output::Perform { id, effect } => self.perform(id, effect),
                 Output::Cancel { id } => match self.effects.remove(&id) {
@@ -157,53 +215,114 @@ impl Shell {
                     Some(Running::Blocking(cancelled)) => cancelled.store(true, Ordering::Relaxed),
                     None => {}
                 },
-                Output::Respond { id, response } => {
-                    if let Some(answer) = self.answers.remove(&id) {
-                        // A client that has gone away does not want it any more.
-                        let _ = answer.try_send(response);
-                    }
-                }
+                Output::Respond { id, response } => self.respond(id, response),
                 Output::Event(event) => self.environment.log.event(&event),
                 Output::Finish(finish) => finished = Some(finish),
             }
         }
     }
 
+    fn link(&self, id: LinkId) -> Option<&Link> {
+        self.link.as_ref().filter(|open| open.id == id)
+    }
+
+    fn respond(&mut self, id: LocalId, response: LocalResponse) {
+        let Some(answer) = self.answers.remove(&id) else { return };
+        let upgrade = (response.status == SWITCHING_PROTOCOLS).then(|| {
+            let (channel, far) = Channel::new(self.budget.clone());
+            self.locals.insert(id, channel);
+            (id, far)
+        });
+        // A client that has gone away does not want it any more.
+        if answer.try_send(Answer { response, upgrade, busy: self.busy.clone() }).is_err()
+            && self.locals.remove(&id).is_some()
+        {
+            self.own.push_back(Input::LocalEnded { id });
+        }
+    }
+
     /// The next thing that happens, or the passing of the deadline.
     async fn next(&mut self, incoming: &Receiver<Happened>, deadline: Option<Deadline>) -> Input {
-        let happened = match deadline {
-            None => incoming.recv().await.ok(),
-            Some(deadline) => {
-                let wait = deadline.at.saturating_sub(system::now().monotonic);
-                let timer = async {
-                    Timer::after(wait).await;
-                    None
-                };
-                future::or(async { incoming.recv().await.ok() }, timer).await
-            }
-        };
-        match happened {
-            None => Input::Tick,
-            Some(Happened::Input(input)) => {
-                match &input {
-                    Input::Done { effect, .. } => {
-                        self.effects.remove(effect);
-                    }
-                    Input::LinkEnded { link, .. } => {
-                        if let Some(ended) = self.link.take_if(|open| open.id == *link) {
-                            self.farewell = Some(self.executor.spawn(ended.ended()));
-                        }
-                    }
-                    _ => {}
+        loop {
+            if let Some(Link { id: link, channel, .. }) = &self.link {
+                let bytes = channel.take_sent();
+                if bytes > 0 {
+                    return Input::LinkSent { link: *link, bytes };
                 }
-                input
             }
-            Some(Happened::Local { request, answer }) => {
-                let id = LocalId(self.next_local);
-                self.next_local += 1;
-                self.answers.insert(id, answer);
-                Input::Local { id, request }
+            let happened = match deadline {
+                None => incoming.recv().await.ok(),
+                Some(deadline) => {
+                    let wait = deadline.at.saturating_sub(system::now().monotonic);
+                    let timer = async {
+                        Timer::after(wait).await;
+                        None
+                    };
+                    future::or(async { incoming.recv().await.ok() }, timer).await
+                }
+            };
+            match happened {
+                None => return Input::Tick,
+                Some(Happened::Sent) => {}
+                Some(Happened::Input(input)) => {
+                    if self.is_expected(&input) {
+                        return input;
+                    }
+                }
+                Some(Happened::Local { request, answer }) => {
+                    let id = LocalId(self.next_local);
+                    self.next_local += 1;
+                    self.answers.insert(id, answer);
+                    return Input::Local { id, request };
+                }
             }
+        }
+    }
+
+    /// Whether the node still wants to be told. Of what has ended, the runtime's own end is let go.
+    fn is_expected(&mut self, input: &Input) -> bool {
+        match input {
+            Input::Done { effect, .. } => {
+                self.effects.remove(effect);
+                true
+            }
+            Input::LinkEnded { link, .. } => {
+                if let Some(ended) = self.link.take_if(|open| open.id == *link) {
+                    let busy = self.busy.clone();
+                    let last = async move {
+                        ended.ended().await;
+                        drop(busy);
+                    };
+                    self.executor.spawn(last).detach();
+                }
+                true
+            }
+            Input::SocketOpened { socket } => match self.sockets.get_mut(socket) {
+                Some(open) => {
+                    open.is_open = true;
+                    true
+                }
+                None => false,
+            },
+            Input::SocketData { socket, .. } | Input::SocketSent { socket, .. } => {
+                self.sockets.contains_key(socket)
+            }
+            Input::SocketEnded { socket, .. } => match self.sockets.remove(socket) {
+                Some(ended) => {
+                    ended.detach();
+                    true
+                }
+                None => false,
+            },
+            Input::LocalMessage { id, .. } => self.locals.contains_key(id),
+            Input::LocalEnded { id } => self.locals.remove(id).is_some(),
+            Input::Tick
+            | Input::LinkOpened { .. }
+            | Input::LinkBinary { .. }
+            | Input::LinkText { .. }
+            | Input::LinkSent { .. }
+            | Input::Local { .. }
+            | Input::Stop => true,
         }
     }
 
@@ -245,6 +364,11 @@ impl Shell {
             perform_blocking(work, &state_dir, &log, &mut turn, &|| cancelled.load(Ordering::Relaxed))
         })
     }
+}
+
+/// How a peer ends that takes nothing.
+fn unread() -> LinkEnd {
+    LinkEnd::Lost { detail: "the other side does not read what it is sent".to_owned() }
 }
 
 /// SIGTERM and SIGINT stop the node in good order.

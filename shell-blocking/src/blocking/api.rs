@@ -1,24 +1,21 @@
-//! The local API's connections: one worker each, up to a bound.
+//! The local API's listener and the connections on it that speak HTTP. None has a thread: the run loop reads and writes
+//! them all.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use consensus_core::io::{LocalRequest, LocalResponse};
+use consensus_core::io::{Input, LocalId, LocalRequest, LocalResponse};
 use consensus_core::limits::LOCAL_TIMEOUT;
+use rustix::event::PollFlags;
 
-use super::connect::{Limit, Tcp};
-use super::inbox::{Inbox, Said};
-use super::workers::Workers;
+use super::watch::{Token, Watch};
 use crate::http::server::{Connection, Step, Waiting};
+use crate::places::{Doing, Place, Places, refuse_at_once};
 use crate::system;
-
-/// Connections at once. Each has a thread.
-const MAX_CONNECTIONS: usize = 32;
+use crate::websocket::BYTES_A_TURN;
 
 /// From the first byte of a request, or the begin of the connection, to the end of the head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,21 +35,32 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The node answers within [`LOCAL_TIMEOUT`]; this is for the case that it does not.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(LOCAL_TIMEOUT.as_secs() + 5);
 
+/// Connections taken in one turn of the loop; the rest is told again.
+const ACCEPTS_A_TURN: usize = 64;
+
+/// Read at once.
+const READ_BUFFER: usize = 4096;
+
 /// The listener and its connections.
 pub(super) struct Api {
     listener: TcpListener,
     address: SocketAddr,
-    workers: Workers,
-    inbox: Arc<Inbox>,
-    connections: Arc<AtomicUsize>,
-    /// Answers that the node has given and that are being written.
-    pub(super) writing: Arc<AtomicUsize>,
-    closing: Arc<AtomicBool>,
+    places: Places<()>,
+    clients: BTreeMap<u64, Client>,
+    asked: BTreeMap<LocalId, u64>,
+    next: u64,
     paused_until: Option<Instant>,
 }
 
+/// A connection that has become a WebSocket.
+pub(super) struct Upgraded {
+    pub(super) stream: TcpStream,
+    pub(super) unread: Vec<u8>,
+    pub(super) place: Place<()>,
+}
+
 impl Api {
-    pub(super) fn listen(address: SocketAddr, inbox: &Arc<Inbox>) -> Result<Self, String> {
+    pub(super) fn listen(address: SocketAddr) -> Result<Self, String> {
         let describe = |error: std::io::Error| {
             format!("cannot listen on {address}: {error}; choose another with --listen or NODE_PORT")
         };
@@ -62,11 +70,10 @@ impl Api {
         Ok(Self {
             listener,
             address,
-            workers: Workers::new("local-api", MAX_CONNECTIONS),
-            inbox: Arc::clone(inbox),
-            connections: Arc::default(),
-            writing: Arc::default(),
-            closing: Arc::default(),
+            places: Places::default(),
+            clients: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            next: 0,
             paused_until: None,
         })
     }
@@ -75,21 +82,25 @@ impl Api {
         self.address
     }
 
-    /// What the loop waits on, unless accepting pauses; and when the pause ends.
-    pub(super) fn fd(&self) -> Result<BorrowedFd<'_>, Instant> {
-        match self.paused_until {
-            Some(until) if Instant::now() < until => Err(until),
-            _ => Ok(self.listener.as_fd()),
+    /// Says what to wait for; the listener only while `accepts`.
+    pub(super) fn watch<'a>(&'a self, watch: &mut Watch<'a>, accepts: bool) {
+        match self.paused_until.filter(|until| Instant::now() < *until) {
+            _ if !accepts => {}
+            Some(until) => watch.until(Some(until)),
+            None => watch.on(self.listener.as_fd(), PollFlags::IN, Token::Listener),
+        }
+        for (number, client) in &self.clients {
+            watch.on(client.stream.as_fd(), client.wants(), Token::Client(*number));
+            watch.until(Some(client.until));
         }
     }
 
     /// Takes the connections that wait.
     pub(super) fn accept(&mut self) {
         self.paused_until = None;
-        // A bound on one turn of the loop; the rest is told again.
-        for _ in 0..MAX_CONNECTIONS {
+        for _ in 0..ACCEPTS_A_TURN {
             match self.listener.accept() {
-                Ok((stream, _)) => self.serve(stream),
+                Ok((stream, _)) => self.take(stream),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,
                     // The client has gone again.
@@ -103,142 +114,252 @@ impl Api {
         }
     }
 
-    fn serve(&self, stream: TcpStream) {
-        let place = Place::take(&self.connections);
-        if place.number > MAX_CONNECTIONS {
-            refuse(&stream);
+    fn take(&mut self, stream: TcpStream) {
+        if stream.set_nonblocking(true).is_err() {
             return;
         }
-        let (inbox, writing, closing) =
-            (Arc::clone(&self.inbox), Arc::clone(&self.writing), Arc::clone(&self.closing));
-        let work = move || {
-            let _place = place;
-            let _ = stream.set_nodelay(true);
-            if stream.set_nonblocking(false).is_ok() {
-                let limit = Limit { until: Instant::now() + HEAD_TIMEOUT, cancelled: closing };
-                if let Ok(tcp) = Tcp::new(stream, limit) {
-                    Client { tcp, http: Connection::new(), inbox, writing }.serve();
-                }
+        let _ = stream.set_nodelay(true);
+        let Some((place, evicted)) = self.places.enter(()) else { return refuse_at_once(&stream) };
+        if let Some(evicted) = evicted {
+            self.clients.remove(&evicted);
+        }
+        self.clients.insert(place.number(), Client::new(stream, place));
+    }
+
+    /// Goes on with a connection that is ready.
+    pub(super) fn serve(&mut self, number: u64, own: &mut VecDeque<Input>) {
+        let Some(client) = self.clients.get_mut(&number) else { return };
+        match client.go_on() {
+            Ok(None) => {}
+            Ok(Some(request)) => {
+                let id = LocalId(self.next);
+                self.next += 1;
+                self.asked.insert(id, number);
+                own.push_back(Input::Local { id, request });
             }
-        };
-        // Without a thread the connection is dropped, which the client sees.
-        let _ = self.workers.submit(work);
+            Err(Gone) => {
+                self.clients.remove(&number);
+            }
+        }
+    }
+
+    /// Writes the node's answer. Gives the connection back where it has become a WebSocket, and `None` where it has not.
+    pub(super) fn respond(
+        &mut self,
+        id: LocalId,
+        response: &LocalResponse,
+        own: &mut VecDeque<Input>,
+    ) -> Option<Upgraded> {
+        let number = self.asked.remove(&id)?;
+        let client = self.clients.get_mut(&number).filter(|client| matches!(client.stage, Stage::Asked))?;
+        client.answer(response);
+        if client.http.is_upgraded() {
+            let client = self.clients.remove(&number)?;
+            return client.into_upgraded();
+        }
+        self.serve(number, own);
+        None
+    }
+
+    /// Ends what has taken too long.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.clients.retain(|_, client| now < client.until || client.time_out().is_ok());
+    }
+
+    /// Ends all but the answers that are being written.
+    pub(super) fn finish(&mut self) {
+        self.clients.retain(|_, client| matches!(client.stage, Stage::Writing(_)));
+    }
+
+    pub(super) fn is_answering(&self) -> bool {
+        !self.clients.is_empty()
     }
 }
 
-impl Drop for Api {
-    fn drop(&mut self) {
-        self.closing.store(true, Ordering::Relaxed);
-    }
-}
+/// The connection is at its end.
+#[derive(Debug)]
+struct Gone;
 
-/// A connection's place among those that there may be.
-struct Place {
-    number: usize,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Place {
-    fn take(connections: &Arc<AtomicUsize>) -> Self {
-        let number = connections.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { number, connections: Arc::clone(connections) }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Tells a client that there is no room, without waiting for it: this runs in the loop.
-fn refuse(mut stream: &TcpStream) {
-    if stream.set_nonblocking(true).is_ok() {
-        // What was sent already would reset the connection before the answer is read.
-        let _ = stream.read(&mut [0; 4096]);
-        let _ = stream.write(&Connection::busy(system::now().unix));
-        let _ = stream.shutdown(Shutdown::Write);
-    }
-}
-
-/// One connection, on its thread.
+/// One connection.
 struct Client {
-    tcp: Tcp,
+    stream: TcpStream,
+    place: Place<()>,
     http: Connection,
-    inbox: Arc<Inbox>,
-    writing: Arc<AtomicUsize>,
+    unsent: Vec<u8>,
+    written: usize,
+    stage: Stage,
+    /// For what it is at.
+    until: Instant,
+}
+
+#[derive(Clone, Copy)]
+enum Stage {
+    Reading(Waiting),
+    /// A request is with the node.
+    Asked,
+    Writing(Then),
+    /// Refused: what the client still sends is read over, so that it can read why.
+    Draining,
+}
+
+/// What follows when all is written.
+#[derive(Clone, Copy)]
+enum Then {
+    GoOn,
+    Close,
+    Drain,
 }
 
 impl Client {
-    fn serve(mut self) {
-        let mut buffer = [0; 4096];
-        // The first request is expected at once.
-        let mut waiting = Waiting::Head;
-        loop {
-            match self.http.next(system::now().unix) {
-                Step::Read => {
-                    let now_waiting = self.http.waiting();
-                    if now_waiting != waiting
-                        && !(waiting == Waiting::Head && now_waiting == Waiting::Request)
-                    {
-                        waiting = now_waiting;
-                        self.tcp.set_until(Instant::now() + timeout(waiting));
-                    }
-                    match self.tcp.read(&mut buffer) {
-                        Ok(0) => return,
-                        Ok(length) => self.http.received(&buffer[..length]),
-                        Err(error) if error.kind() == ErrorKind::TimedOut => {
-                            let answer = self.http.timed_out(system::now().unix);
-                            return self.refuse(&answer);
+    fn new(stream: TcpStream, place: Place<()>) -> Self {
+        Self {
+            stream,
+            place,
+            http: Connection::new(),
+            unsent: Vec::new(),
+            written: 0,
+            // The first request is expected at once.
+            stage: Stage::Reading(Waiting::Head),
+            until: Instant::now() + HEAD_TIMEOUT,
+        }
+    }
+
+    fn wants(&self) -> PollFlags {
+        match self.stage {
+            Stage::Reading(_) | Stage::Draining => PollFlags::IN,
+            Stage::Asked => PollFlags::empty(),
+            Stage::Writing(_) => PollFlags::OUT,
+        }
+    }
+
+    /// Reads and writes as far as it goes. A request is for the node.
+    fn go_on(&mut self) -> Result<Option<LocalRequest>, Gone> {
+        let mut left = BYTES_A_TURN;
+        while left > 0 {
+            match self.stage {
+                Stage::Asked => return Ok(None),
+                Stage::Reading(waiting) => match self.http.next(system::now().unix) {
+                    Step::Read => {
+                        if !self.wait_for(waiting, self.http.waiting()) {
+                            continue;
                         }
-                        Err(_) => return,
+                        let mut buffer = [0; READ_BUFFER];
+                        let Some(length) = self.read(&mut buffer)? else { return Ok(None) };
+                        left = left.saturating_sub(length);
+                        self.http.received(&buffer[..length]);
                     }
-                }
-                Step::Write(bytes) => {
-                    if self.tcp.write_all(&bytes).is_err() {
-                        return;
+                    Step::Write(bytes) => self.begin_writing(bytes, Then::GoOn),
+                    Step::Refuse(bytes) => self.begin_writing(bytes, Then::Drain),
+                    Step::Request(request) => {
+                        if self.place.begin(Doing::of(&request)) {
+                            self.stage = Stage::Asked;
+                            self.until = Instant::now() + ANSWER_TIMEOUT;
+                            return Ok(Some(request));
+                        }
+                        self.begin_writing(Connection::busy(system::now().unix), Then::Drain);
                     }
-                }
-                Step::Refuse(bytes) => return self.refuse(&bytes),
-                Step::Request(request) => {
-                    let Some(response) = self.ask(request) else { return };
-                    let answer = self.http.respond(&response, system::now().unix);
-                    self.tcp.set_until(Instant::now() + BODY_TIMEOUT);
-                    let written = self.tcp.write_all(&answer);
-                    self.writing.fetch_sub(1, Ordering::SeqCst);
-                    if written.is_err() || self.http.is_closed() {
-                        return;
+                },
+                Stage::Writing(then) => {
+                    if !self.write()? {
+                        return Ok(None);
                     }
-                    waiting = Waiting::Request;
-                    self.tcp.set_until(Instant::now() + IDLE_TIMEOUT);
+                    self.end_writing(then)?;
                 }
+                Stage::Draining => {
+                    let Some(length) = self.read(&mut [0; READ_BUFFER])? else { return Ok(None) };
+                    left = left.saturating_sub(length);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives each thing that is waited for its time. `false` when there is no room for it.
+    fn wait_for(&mut self, waiting: Waiting, now: Waiting) -> bool {
+        if now == waiting || (waiting, now) == (Waiting::Head, Waiting::Request) {
+            return true;
+        }
+        if now == Waiting::Body && !self.place.begin(Doing::Request) {
+            self.begin_writing(Connection::busy(system::now().unix), Then::Drain);
+            return false;
+        }
+        self.stage = Stage::Reading(now);
+        self.until = Instant::now()
+            + match now {
+                Waiting::Request => IDLE_TIMEOUT,
+                Waiting::Head => HEAD_TIMEOUT,
+                Waiting::Body => BODY_TIMEOUT,
+            };
+        true
+    }
+
+    /// `None` where nothing has come.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Gone> {
+        match self.stream.read(buffer) {
+            Ok(0) => Err(Gone),
+            Ok(length) => Ok(Some(length)),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    fn begin_writing(&mut self, bytes: Vec<u8>, then: Then) {
+        (self.unsent, self.written) = (bytes, 0);
+        self.stage = Stage::Writing(then);
+        self.until = Instant::now() + BODY_TIMEOUT;
+    }
+
+    /// Whether all is written.
+    fn write(&mut self) -> Result<bool, Gone> {
+        while self.written < self.unsent.len() {
+            match self.stream.write(&self.unsent[self.written..]) {
+                Ok(0) => return Err(Gone),
+                Ok(length) => self.written += length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Err(Gone),
+            }
+        }
+        self.unsent = Vec::new();
+        Ok(true)
+    }
+
+    fn end_writing(&mut self, then: Then) -> Result<(), Gone> {
+        match then {
+            Then::GoOn => {
+                self.place.begin(Doing::Waiting);
+                self.stage = Stage::Reading(Waiting::Request);
+                self.until = Instant::now() + IDLE_TIMEOUT;
+                Ok(())
+            }
+            Then::Close => Err(Gone),
+            Then::Drain => {
+                self.stream.shutdown(Shutdown::Write).map_err(|_| Gone)?;
+                self.stage = Stage::Draining;
+                self.until = Instant::now() + REFUSAL_TIMEOUT;
+                Ok(())
             }
         }
     }
 
-    /// Has the node answer. Nothing, when it has ended.
-    fn ask(&self, request: LocalRequest) -> Option<LocalResponse> {
-        let (answer, answered): (_, Receiver<LocalResponse>) = sync_channel(1);
-        self.inbox.say(Said::Local { request, answer });
-        answered.recv_timeout(ANSWER_TIMEOUT).ok()
+    fn answer(&mut self, response: &LocalResponse) {
+        let bytes = self.http.respond(response, system::now().unix);
+        let then = if self.http.is_closed() { Then::Close } else { Then::GoOn };
+        self.begin_writing(bytes, then);
     }
 
-    /// Says why, and waits a moment until that is read.
-    fn refuse(&mut self, answer: &[u8]) {
-        self.tcp.set_until(Instant::now() + REFUSAL_TIMEOUT);
-        if self.tcp.write_all(answer).is_err() {
-            return;
-        }
-        self.tcp.shutdown(Shutdown::Write);
-        let mut buffer = [0; 4096];
-        while matches!(self.tcp.read(&mut buffer), Ok(length) if length > 0) {}
+    /// The client has had its time: it is told so where it had begun.
+    fn time_out(&mut self) -> Result<(), Gone> {
+        let Stage::Reading(Waiting::Head | Waiting::Body) = self.stage else { return Err(Gone) };
+        let answer = self.http.timed_out(system::now().unix);
+        self.begin_writing(answer, Then::Drain);
+        self.go_on().map(|_| ())
     }
-}
 
-fn timeout(waiting: Waiting) -> Duration {
-    match waiting {
-        Waiting::Request => IDLE_TIMEOUT,
-        Waiting::Head => HEAD_TIMEOUT,
-        Waiting::Body => BODY_TIMEOUT,
+    /// The answer to an upgrade fits into what the system takes at once, or the client does not read.
+    fn into_upgraded(mut self) -> Option<Upgraded> {
+        let all = self.write().ok()?;
+        let Self { stream, http, place, .. } = self;
+        all.then(|| Upgraded { stream, unread: http.into_unread(), place })
     }
 }

@@ -63,10 +63,10 @@ impl Tcp {
         Ok(Self { stream, limit: Some(limit), set: (SLICE, SLICE) })
     }
 
-    pub(super) fn set_until(&mut self, until: Instant) {
-        if let Some(limit) = &mut self.limit {
-            limit.until = until;
-        }
+    /// One whose reads and writes do not block.
+    pub(super) fn nonblocking(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, limit: None, set: (SLICE, SLICE) })
     }
 
     /// From here on reads and writes do not block.
@@ -186,6 +186,25 @@ impl Write for Transport {
             Self::Tls(stream) => stream.flush(),
         }
     }
+}
+
+/// Connects to a host on behalf of `audience`, without TLS. Reads and writes of what it gives do not block.
+pub(super) fn dial_tcp(
+    host: &str,
+    port: u16,
+    audience: Audience,
+    limit: &Limit,
+) -> Result<TcpStream, DialError> {
+    let literal = host.parse().ok();
+    let (host, path_and_query) = (host.to_owned(), String::new());
+    let target = Target { scheme: Scheme::Http, host, port, path_and_query, literal };
+    let found = match target.literal {
+        Some(address) => vec![address],
+        None => look_up(&target, audience, limit)?,
+    };
+    let tcp = connect(&candidates(&target, audience, &found)?, limit);
+    let stream = tcp.and_then(|mut tcp| tcp.set_nonblocking().map(|()| tcp.stream));
+    stream.map_err(|error| unconnected(&target, &error))
 }
 
 /// Connects to `target` on behalf of `audience`.

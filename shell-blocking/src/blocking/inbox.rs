@@ -2,24 +2,25 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use consensus_core::io::{EffectId, EffectResult, LinkEnd, LinkId, LocalRequest, LocalResponse};
+use consensus_core::io::{EffectId, EffectResult, FetchError, LinkEnd, LinkId, SocketId};
 
-use super::link::Socket;
+use super::channel::Socket;
 
-/// One thing said. Each kind is bounded by its source: attempts at a link, effects under way, API connections.
+/// One thing said. Each kind is bounded by its source: attempts at a link, effects under way, sockets.
 pub(super) enum Said {
     /// A link was opened, or was not.
     Opened { link: LinkId, result: Box<Result<Socket, LinkEnd>> },
     /// An effect ended.
     Done { effect: EffectId, result: EffectResult },
-    /// A request to the local API.
-    Local { request: LocalRequest, answer: SyncSender<LocalResponse> },
+    /// A connection to a target is there, or there is none.
+    Connected { socket: SocketId, result: Result<TcpStream, FetchError> },
     /// A turn of the loop, for measuring it: whoever holds the other end learns that it was made.
     Turn(SyncSender<()>),
 }

@@ -1,26 +1,30 @@
 //! The runtime on plain threads.
 //!
-//! One thread owns the node and waits, with poll(2), for the tunnel's socket, the local API's listener, signals, and
-//! the inbox that other threads ring. What blocks (look-ups, TLS handshakes, fetches, files, measurements, the
-//! local API's clients) has threads that are made when needed and end when idle.
+//! One thread owns the node and waits, with poll(2), for the tunnel's socket, the local API's connections, targets'
+//! connections, signals, and the inbox that other threads ring. What blocks (look-ups, connecting, TLS handshakes,
+//! fetches, files, measurements) has threads that are made when needed and end when idle.
 //!
 //! rustix's `poll` and not the polling crate: registering a source there is `unsafe`, because it must be taken out
-//! before it is closed; here the descriptors are borrowed for one wait, which the compiler checks. A node has a
-//! handful of them.
+//! before it is closed; here the descriptors are borrowed for one wait, which the compiler checks. An idle node has a
+//! handful of them; only those are waited on that something is wanted of.
 
 mod api;
+mod channel;
 mod connect;
 mod fetch;
 mod inbox;
 mod link;
+mod sockets;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod workers;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use consensus_core::event::Level;
@@ -28,18 +32,20 @@ use consensus_core::io::{
     Effect, EffectId, EffectResult, Fetch, FetchError, FetchErrorKind, Finish, Input, LinkEnd, LinkId,
     LocalId, LocalResponse, OpenStage, Output, Response,
 };
-use consensus_core::node::Node;
 use consensus_core::time::Deadline;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::event::PollFlags;
 
-use self::api::Api;
+use self::api::{Api, Upgraded};
+use self::channel::{Channel, Read};
+use self::connect::{Tcp, Transport};
 use self::inbox::{Inbox, Said};
-use self::link::{Link, Read};
+use self::sockets::Sockets;
+use self::watch::{Name, Token, Watch};
 use self::workers::Workers;
 use crate::budget::Budget;
 use crate::effects::{BlockingWork, Work, perform_blocking};
-use crate::runtime_api::{Environment, Provider, Runtime};
+use crate::http::server::SWITCHING_PROTOCOLS;
+use crate::runtime_api::{Environment, Machine, Runtime};
 use crate::signals::Signals;
 use crate::system;
 
@@ -63,7 +69,7 @@ impl Runtime for Blocking {
     const PROGRAM: &'static str = "consensus-node-blocking";
     const SHELL: &'static str = "blocking";
 
-    fn drive(&self, node: Node<Provider>, environment: Environment) -> Result<Finish, String> {
+    fn drive(&self, node: impl Machine, environment: Environment) -> Result<Finish, String> {
         Shell::new(environment)?.run(node)
     }
 
@@ -72,11 +78,12 @@ impl Runtime for Blocking {
     }
 }
 
-/// A link, by how far it has come.
-enum Tunnel {
-    /// A worker opens it; it may be told to stop.
-    Opening(Arc<AtomicBool>),
-    Open(Box<Link>),
+/// The end of a WebSocket, for the node.
+fn ended(name: Name, end: LinkEnd) -> Input {
+    match name {
+        Name::Link(link) => Input::LinkEnded { link, end },
+        Name::Local(id) => Input::LocalEnded { id },
+    }
 }
 
 struct Shell {
@@ -89,29 +96,21 @@ struct Shell {
     /// One thread for each, so that files are written in order and measurements do not disturb one another.
     writing: Workers,
     measuring: Workers,
-    links: BTreeMap<LinkId, Tunnel>,
-    /// Links with more to read than one turn takes.
-    unread: Vec<LinkId>,
-    /// Links that have ended for the node.
-    lingering: Vec<Link>,
+    /// Links that a worker opens; each may be told to stop.
+    unopened: BTreeMap<LinkId, Arc<AtomicBool>>,
+    channels: BTreeMap<Name, Channel>,
+    /// Channels with more to read than one turn takes, or with more than the system knows of.
+    unread: Vec<Name>,
+    /// Channels that have ended for the node.
+    lingering: BTreeMap<u64, Channel>,
+    next_lingering: u64,
+    sockets: Sockets,
     effects: BTreeMap<EffectId, Arc<AtomicBool>>,
-    answers: BTreeMap<LocalId, SyncSender<LocalResponse>>,
-    next_local: u64,
     budget: Budget,
     /// What the shell itself has to tell the node.
     own: VecDeque<Input>,
     deadline: Option<Deadline>,
     finished: Option<Finish>,
-}
-
-/// What a wait ended with.
-#[derive(Default)]
-struct Ready {
-    said: bool,
-    signal: bool,
-    connection: bool,
-    links: Vec<LinkId>,
-    lingering: bool,
 }
 
 impl Shell {
@@ -120,7 +119,7 @@ impl Shell {
         let inbox = Arc::new(inbox);
         let signals = Signals::watch()?;
         let api = match environment.listen {
-            Some(address) => Some(Api::listen(address, &inbox)?),
+            Some(address) => Some(Api::listen(address)?),
             None => None,
         };
         if let Some(api) = &api {
@@ -131,6 +130,7 @@ impl Shell {
         }
         Ok(Self {
             environment,
+            sockets: Sockets::new(&inbox),
             inbox,
             signals,
             api,
@@ -138,12 +138,12 @@ impl Shell {
             fetching: Workers::new("fetch", MAX_FETCHES),
             writing: Workers::new("files", 1),
             measuring: Workers::new("measure", 1),
-            links: BTreeMap::new(),
+            unopened: BTreeMap::new(),
+            channels: BTreeMap::new(),
             unread: Vec::new(),
-            lingering: Vec::new(),
+            lingering: BTreeMap::new(),
+            next_lingering: 0,
             effects: BTreeMap::new(),
-            answers: BTreeMap::new(),
-            next_local: 0,
             budget: Budget::default(),
             own: VecDeque::new(),
             deadline: None,
@@ -151,42 +151,114 @@ impl Shell {
         })
     }
 
-    fn run(mut self, mut node: Node<Provider>) -> Result<Finish, String> {
-        self.feed(&mut node, Input::Tick);
+    fn run(mut self, mut node: impl Machine) -> Result<Finish, String> {
+        self.own.push_back(Input::Tick);
+        let mut ready = Vec::new();
         loop {
-            while let Some(input) = self.own.pop_front() {
-                self.feed(&mut node, input);
-            }
+            self.tell(&mut node);
             if self.finished.is_some() {
                 break;
             }
-            let mut ready = self.wait(self.unread.is_empty(), None)?;
-            ready.links.append(&mut self.unread);
-            if ready.said {
-                self.hear(&mut node);
+            let is_late = self.wait(&mut ready, self.unread.is_empty(), None)?;
+            for token in ready.drain(..) {
+                self.serve(token, &mut node);
             }
-            if ready.signal && self.signals.take().is_ok() {
-                self.feed(&mut node, Input::Stop);
+            for name in core::mem::take(&mut self.unread) {
+                self.serve_channel(name, &mut node);
             }
-            if let Some(api) = self.api.as_mut().filter(|_| ready.connection) {
-                api.accept();
-            }
-            for id in ready.links {
-                self.serve_link(&mut node, id);
-            }
-            if ready.lingering {
-                self.lingering.retain_mut(Link::linger);
+            if is_late {
+                self.expire();
             }
             if self.deadline.is_some_and(|deadline| deadline.is_due(system::now())) {
-                self.feed(&mut node, Input::Tick);
+                self.own.push_back(Input::Tick);
             }
         }
         self.say_goodbye();
         self.finished.ok_or_else(|| "the node ended without a word".to_owned())
     }
 
+    /// Tells the node what the shell itself has to say, until that is nothing more. What the transports took is told
+    /// when all there was to write has been: once for many messages.
+    fn tell(&mut self, node: &mut impl Machine) {
+        loop {
+            while let Some(input) = self.own.pop_front() {
+                self.feed(node, input);
+            }
+            self.sockets.write(&mut self.own);
+            for (name, channel) in &mut self.channels {
+                let Name::Link(link) = *name else { break };
+                let bytes = channel.take_sent();
+                if bytes > 0 {
+                    self.own.push_back(Input::LinkSent { link, bytes });
+                }
+            }
+            if self.own.is_empty() || self.finished.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Goes on with what is ready.
+    fn serve(&mut self, token: Token, node: &mut impl Machine) {
+        match token {
+            Token::Inbox => self.hear(node),
+            Token::Signals => {
+                if self.signals.take().is_ok() {
+                    self.own.push_back(Input::Stop);
+                }
+            }
+            Token::Channel(name) => {
+                if !self.unread.contains(&name) {
+                    self.serve_channel(name, node);
+                }
+            }
+            token => self.go_on(token),
+        }
+    }
+
+    /// Goes on with what needs no node.
+    fn go_on(&mut self, token: Token) {
+        match token {
+            Token::Inbox | Token::Signals | Token::Channel(_) => {}
+            Token::Listener => {
+                if let Some(api) = &mut self.api {
+                    api.accept();
+                }
+            }
+            Token::Lingering(number) => {
+                if self.lingering.get_mut(&number).is_some_and(|channel| !channel.linger()) {
+                    self.lingering.remove(&number);
+                }
+            }
+            Token::Socket(id) => self.sockets.serve(id, &mut self.own),
+            Token::Client(number) => {
+                if let Some(api) = &mut self.api {
+                    api.serve(number, &mut self.own);
+                }
+            }
+        }
+    }
+
+    /// Gives up what has had its time.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let is_over = |channel: &Channel| channel.until().is_some_and(|until| now >= until);
+        self.lingering.retain(|_, channel| !is_over(channel));
+        let over: Vec<Name> =
+            self.channels.iter().filter(|(_, channel)| is_over(channel)).map(|(name, _)| *name).collect();
+        for name in over {
+            self.channels.remove(&name);
+            let end = LinkEnd::Lost { detail: "what was sent was not read in time".to_owned() };
+            self.own.push_back(ended(name, end));
+        }
+        self.sockets.expire(now);
+        if let Some(api) = &mut self.api {
+            api.expire(now);
+        }
+    }
+
     /// Tells the node something and carries out what it wants.
-    fn feed(&mut self, node: &mut Node<Provider>, input: Input) {
+    fn feed(&mut self, node: &mut impl Machine, input: Input) {
         node.handle_input(system::now(), input);
         loop {
             match node.poll_output() {
@@ -195,137 +267,123 @@ impl Shell {
                     return;
                 }
                 Output::OpenLink { link, url } => self.open_link(link, url),
-                Output::Send { link, data } => {
-                    if let Some(Tunnel::Open(open)) = self.links.get_mut(&link) {
-                        if let Err(end) = open.send(data) {
-                            self.links.remove(&link);
-                            self.own.push_back(Input::LinkEnded { link, end });
+                Output::Send { link, data } => self.send(Name::Link(link), data),
+                Output::CloseLink { link, code, reason } => {
+                    if let Some(cancelled) = self.unopened.remove(&link) {
+                        cancelled.store(true, Ordering::Relaxed);
+                    }
+                    self.close(Name::Link(link), code, &reason);
+                }
+                Output::DropLink { link } => {
+                    if let Some(cancelled) = self.unopened.remove(&link) {
+                        cancelled.store(true, Ordering::Relaxed);
+                    }
+                    self.channels.remove(&Name::Link(link));
+                }
+                Output::HoldLink { link, hold } => {
+                    let name = Name::Link(link);
+                    if let Some(channel) = self.channels.get_mut(&name) {
+                        channel.hold(hold);
+                        // What was read and not told yet is nothing that the system would tell.
+                        if !hold && !self.unread.contains(&name) {
+                            self.unread.push(name);
                         }
                     }
                 }
-                Output::CloseLink { link, code, reason } => match self.links.remove(&link) {
-                    Some(Tunnel::Open(mut open)) => {
-                        open.close(code, &reason);
-                        self.lingering.push(*open);
-                    }
-                    Some(Tunnel::Opening(cancelled)) => cancelled.store(true, Ordering::Relaxed),
-                    None => {}
-                },
-                Output::DropLink { link } => {
-                    if let Some(Tunnel::Opening(cancelled)) = self.links.remove(&link) {
-                        cancelled.store(true, Ordering::Relaxed);
-                    }
+                Output::OpenSocket { socket, audience, host, port, timeout } => {
+                    self.sockets.open(socket, audience, host, port, timeout, &mut self.own);
                 }
+                Output::SendSocket { socket, data } => self.sockets.send(socket, data),
+                Output::ReadSocket { socket, most } => self.sockets.read(socket, most),
+                Output::CloseSocket { socket } => self.sockets.close(socket),
+                Output::SendLocal { id, data } => self.send(Name::Local(id), data),
+                Output::CloseLocal { id, code, reason } => self.close(Name::Local(id), code, &reason),
                 Output::Perform { id, effect } => self.perform(id, effect),
                 Output::Cancel { id } => {
                     if let Some(cancelled) = self.effects.get(&id) {
                         cancelled.store(true, Ordering::Relaxed);
                     }
                 }
-                Output::Respond { id, response } => self.respond(id, response),
+                Output::Respond { id, response } => self.respond(id, &response),
                 Output::Event(event) => self.environment.log.event(&event),
                 Output::Finish(finish) => self.finished = Some(finish),
             }
         }
     }
 
-    /// Waits until something happens, the node's deadline comes, or `most` is over; not at all unless `may_wait`.
-    fn wait(&self, may_wait: bool, most: Option<Duration>) -> Result<Ready, String> {
-        let now = Instant::now();
-        let left = |until: Instant| until.saturating_duration_since(now);
-        let mut ends = vec![most];
-        if !may_wait {
-            ends.push(Some(Duration::ZERO));
-        }
-        if self.finished.is_none() {
-            ends.push(self.deadline.map(|deadline| deadline.at.saturating_sub(system::now().monotonic)));
-        }
-        ends.extend(self.lingering.iter().map(|link| link.until().map(left)));
-
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(self.inbox.bell(), PollFlags::IN),
-            PollFd::new(&self.signals, PollFlags::IN),
-        ];
-        let of_link = |link: &Link| {
-            let write = if link.wants_to_write() { PollFlags::OUT } else { PollFlags::empty() };
-            PollFlags::IN | write
-        };
-        let mut ids = Vec::new();
-        for (id, tunnel) in &self.links {
-            if let Tunnel::Open(link) = tunnel {
-                fds.push(PollFd::from_borrowed_fd(link.fd(), of_link(link)));
-                ids.push(*id);
+    fn send(&mut self, name: Name, data: Vec<u8>) {
+        if let Some(channel) = self.channels.get_mut(&name) {
+            if let Err(end) = channel.send(data) {
+                self.channels.remove(&name);
+                self.own.push_back(ended(name, end));
             }
         }
-        let lingering_from = fds.len();
-        fds.extend(self.lingering.iter().map(|link| PollFd::from_borrowed_fd(link.fd(), of_link(link))));
-        let listener_from = fds.len();
-        match self.api.as_ref().filter(|_| self.finished.is_none()).map(Api::fd) {
-            Some(Ok(fd)) => fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN)),
-            Some(Err(until)) => ends.push(Some(left(until))),
-            None => {}
-        }
+    }
 
-        let timeout = ends.into_iter().flatten().min().map(|wait| Timespec {
-            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(wait.subsec_nanos()),
-        });
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
-            // A signal; its byte is read in the next turn.
-            Err(Errno::INTR) => return Ok(Ready::default()),
-            Err(error) => return Err(format!("cannot wait for events: {error}")),
+    fn close(&mut self, name: Name, code: u16, reason: &str) {
+        if let Some(mut channel) = self.channels.remove(&name) {
+            channel.close(code, reason);
+            self.linger(channel);
         }
-        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        Ok(Ready {
-            said: is_ready(&fds[0]),
-            signal: is_ready(&fds[1]),
-            connection: fds[listener_from..].iter().any(is_ready),
-            links: ids.into_iter().zip(&fds[2..]).filter(|(_, fd)| is_ready(fd)).map(|(id, _)| id).collect(),
-            // One whose time is up gets its end as well.
-            lingering: !self.lingering.is_empty()
-                && (fds[lingering_from..listener_from].iter().any(is_ready)
-                    || self
-                        .lingering
-                        .iter()
-                        .any(|link| link.until().is_some_and(|until| Instant::now() >= until))),
-        })
+    }
+
+    fn linger(&mut self, channel: Channel) {
+        self.lingering.insert(self.next_lingering, channel);
+        self.next_lingering += 1;
+    }
+
+    /// Waits until something happens, the node's deadline comes, or `most` is over; not at all unless `may_wait`.
+    /// Whether a time has come; what is ready is in `ready`.
+    fn wait(&self, ready: &mut Vec<Token>, may_wait: bool, most: Option<Instant>) -> Result<bool, String> {
+        let mut watch = Watch::new(ready);
+        watch.until(most);
+        if let Some(deadline) = self.deadline.filter(|_| self.finished.is_none()) {
+            let left = deadline.at.saturating_sub(system::now().monotonic);
+            watch.until(Instant::now().checked_add(left));
+        }
+        watch.on(self.inbox.bell(), PollFlags::IN, Token::Inbox);
+        watch.on(self.signals.as_fd(), PollFlags::IN, Token::Signals);
+        for (name, channel) in &self.channels {
+            watch.on(channel.fd(), channel.wants(), Token::Channel(*name));
+            watch.until(channel.until());
+        }
+        for (number, channel) in &self.lingering {
+            watch.on(channel.fd(), channel.wants(), Token::Lingering(*number));
+            watch.until(channel.until());
+        }
+        self.sockets.watch(&mut watch);
+        if let Some(api) = &self.api {
+            api.watch(&mut watch, self.finished.is_none());
+        }
+        watch.wait(may_wait)
     }
 
     /// Hears what other threads said.
-    fn hear(&mut self, node: &mut Node<Provider>) {
+    fn hear(&mut self, node: &mut impl Machine) {
         for said in self.inbox.take() {
             match said {
                 Said::Opened { link, result } => {
                     // One that is not wanted any more is dropped, and its socket with it.
-                    let Some(Tunnel::Opening(_)) = self.links.get(&link) else { continue };
+                    if self.unopened.remove(&link).is_none() {
+                        continue;
+                    }
                     match *result {
                         Ok(socket) => {
-                            self.links.insert(
-                                link,
-                                Tunnel::Open(Box::new(Link::new(link, socket, self.budget.clone()))),
-                            );
+                            let name = Name::Link(link);
+                            self.channels.insert(name, Channel::new(socket, self.budget.clone()));
                             self.feed(node, Input::LinkOpened { link });
                             // The upgrade may have brought the first message with it, of which the system knows
                             // nothing.
-                            self.unread.push(link);
+                            self.unread.push(name);
                         }
-                        Err(end) => {
-                            self.links.remove(&link);
-                            self.feed(node, Input::LinkEnded { link, end });
-                        }
+                        Err(end) => self.feed(node, Input::LinkEnded { link, end }),
                     }
                 }
                 Said::Done { effect, result } => {
                     self.effects.remove(&effect);
                     self.feed(node, Input::Done { effect, result });
                 }
-                Said::Local { request, answer } => {
-                    let id = LocalId(self.next_local);
-                    self.next_local += 1;
-                    self.answers.insert(id, answer);
-                    self.feed(node, Input::Local { id, request });
-                }
+                Said::Connected { socket, result } => self.sockets.opened(socket, result, &mut self.own),
                 Said::Turn(made) => {
                     let _ = made.try_send(());
                 }
@@ -333,31 +391,47 @@ impl Shell {
         }
     }
 
-    /// Reads and writes a link.
-    fn serve_link(&mut self, node: &mut Node<Provider>, id: LinkId) {
+    /// Reads and writes a channel.
+    fn serve_channel(&mut self, name: Name, node: &mut impl Machine) {
         for turn in 0..MESSAGES_A_TURN {
-            let Some(Tunnel::Open(link)) = self.links.get_mut(&id) else { return };
+            let Some(channel) = self.channels.get_mut(&name) else { return };
             if turn == 0 {
-                link.begin_turn();
-                if link.wants_to_write() {
+                channel.begin_turn();
+                if channel.wants_to_write() {
                     // A failure shows at the reading end, with its reason.
-                    let _ = link.write();
+                    let _ = channel.write();
                 }
             }
-            match link.read() {
-                Read::Nothing if link.is_unread() => break,
-                Read::Nothing => return,
-                Read::Input(input) => self.feed(node, input),
-                Read::End(end) => {
-                    if let Some(Tunnel::Open(link)) = self.links.remove(&id) {
-                        self.lingering.push(*link);
+            if !channel.wants_to_read() {
+                return;
+            }
+            let data = match channel.read() {
+                Read::Binary(data) => data,
+                Read::Text(text) => match name {
+                    Name::Link(link) => {
+                        self.feed(node, Input::LinkText { link, text });
+                        continue;
                     }
-                    self.feed(node, Input::LinkEnded { link: id, end });
-                    return;
+                    Name::Local(_) => text.into_bytes(),
+                },
+                Read::Nothing if channel.is_unread() => break,
+                Read::Nothing => return,
+                Read::End(end) => {
+                    if let Some(channel) = self.channels.remove(&name) {
+                        self.linger(channel);
+                    }
+                    return self.feed(node, ended(name, end));
                 }
-            }
+            };
+            let input = match name {
+                Name::Link(link) => Input::LinkBinary { link, data },
+                Name::Local(id) => Input::LocalMessage { id, data },
+            };
+            self.feed(node, input);
         }
-        self.unread.push(id);
+        if !self.unread.contains(&name) {
+            self.unread.push(name);
+        }
     }
 
     fn open_link(&mut self, link: LinkId, url: String) {
@@ -370,7 +444,7 @@ impl Shell {
         };
         match self.opening.submit(open) {
             Ok(()) => {
-                self.links.insert(link, Tunnel::Opening(cancelled));
+                self.unopened.insert(link, cancelled);
             }
             Err(_) => {
                 let detail = "the system gives no thread".to_owned();
@@ -423,47 +497,58 @@ impl Shell {
         }
     }
 
-    fn respond(&mut self, id: LocalId, response: LocalResponse) {
-        let (Some(answer), Some(api)) = (self.answers.remove(&id), &self.api) else { return };
-        api.writing.fetch_add(1, Ordering::SeqCst);
-        // A client that has gone away does not want it any more.
-        if answer.try_send(response).is_err() {
-            api.writing.fetch_sub(1, Ordering::SeqCst);
+    fn respond(&mut self, id: LocalId, response: &LocalResponse) {
+        let Some(api) = &mut self.api else { return };
+        let upgraded = api.respond(id, response, &mut self.own);
+        let channel = upgraded.and_then(|Upgraded { stream, unread, place }| {
+            let transport = Transport::Plain(Tcp::nonblocking(stream).ok()?);
+            Some(Channel::of_client(transport, unread, place, self.budget.clone()))
+        });
+        match channel {
+            Some(channel) => {
+                self.channels.insert(Name::Local(id), channel);
+                // Its first message may have come with the request.
+                self.unread.push(Name::Local(id));
+            }
+            None if response.status == SWITCHING_PROTOCOLS => self.own.push_back(Input::LocalEnded { id }),
+            None => {}
         }
     }
 
     /// Carries out the sends, closes and answers that came before the end.
     fn say_goodbye(&mut self) {
         // What runs is not waited for.
-        for cancelled in self.effects.values() {
+        for cancelled in self.effects.values().chain(self.unopened.values()) {
             cancelled.store(true, Ordering::Relaxed);
         }
-        self.answers.clear();
-        for tunnel in core::mem::take(&mut self.links).into_values() {
-            match tunnel {
-                Tunnel::Opening(cancelled) => cancelled.store(true, Ordering::Relaxed),
-                // The node has not closed it, so that there is nothing to wait for but what was sent.
-                Tunnel::Open(mut link) => {
-                    let _ = link.write();
-                }
-            }
+        // The node has not closed these, so that there is nothing to wait for but what was sent.
+        for channel in self.channels.values_mut() {
+            let _ = channel.write();
         }
+        self.channels.clear();
+        self.sockets.finish();
         let until = Instant::now() + FAREWELL;
+        let mut ready = Vec::new();
         loop {
-            self.lingering.retain_mut(Link::linger);
-            let answering = self.api.as_ref().is_some_and(|api| api.writing.load(Ordering::SeqCst) > 0);
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || (self.lingering.is_empty() && !answering) {
+            if let Some(api) = &mut self.api {
+                api.finish();
+            }
+            let is_answering = self.api.as_ref().is_some_and(Api::is_answering);
+            let is_busy = is_answering || self.sockets.is_leaving() || !self.lingering.is_empty();
+            if !is_busy || Instant::now() >= until {
                 break;
             }
-            // The writers of answers do not ring.
-            let most = if answering { left.min(Duration::from_millis(5)) } else { left };
-            let Ok(ready) = self.wait(true, Some(most)) else { break };
-            if ready.signal {
-                let _ = self.signals.take();
+            let Ok(is_late) = self.wait(&mut ready, true, Some(until)) else { break };
+            for token in ready.drain(..) {
+                match token {
+                    Token::Inbox => drop(self.inbox.take()),
+                    // The second signal ends the process by itself.
+                    Token::Signals => drop(self.signals.take()),
+                    token => self.go_on(token),
+                }
             }
-            if ready.said {
-                drop(self.inbox.take());
+            if is_late {
+                self.expire();
             }
         }
         self.inbox.close();

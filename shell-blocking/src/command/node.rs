@@ -130,6 +130,7 @@ fn drive<R: Runtime>(
         allow_private_targets: plan.serving.allow_private_targets,
         spent_before: plan.state_dir.spent_before(),
     };
+    system::raise_file_limit();
     let seed = system::seed().map_err(Failure::internal)?;
     let node = Node::new(config, Provider::default(), seed, system::now());
     runtime.drive(node, environment).map_err(Failure::internal)

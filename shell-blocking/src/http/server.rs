@@ -8,8 +8,11 @@ use core::time::Duration;
 
 use consensus_core::io::{LocalRequest, LocalResponse};
 use consensus_core::limits::{MAX_HTTP_HEAD, MAX_LOCAL_BODY};
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{HeaderMap, Request, StatusCode, Version};
+use tungstenite::handshake::derive_accept_key;
 use ureq_proto::server::Reply;
 use ureq_proto::server::state::RecvRequest;
 
@@ -17,6 +20,9 @@ use super::body::{Body, BodyError};
 use super::{Coding, HeadEnd, coding, has_connection_option, latin1, latin1_bytes};
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// The status of an answer that makes a WebSocket of the connection.
+pub const SWITCHING_PROTOCOLS: u16 = 101;
 
 /// One connection. Hand over what comes with [`received`](Self::received), ask [`next`](Self::next) until it wants
 /// more, and after each request write what [`respond`](Self::respond) gives before asking again.
@@ -36,15 +42,19 @@ enum State {
     },
     /// A request is with the caller.
     Asked(Then),
+    /// The connection has changed to the WebSocket protocol.
+    Upgraded,
     Closed,
 }
 
 /// What is known of a request that its response depends on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Then {
     keep_alive: bool,
     http10: bool,
     is_head: bool,
+    /// The `sec-websocket-key`, where there is one.
+    key: Option<HeaderValue>,
 }
 
 /// What to do next.
@@ -84,6 +94,7 @@ impl fmt::Debug for Connection {
             State::Head { .. } => "head",
             State::Body { .. } => "body",
             State::Asked(_) => "asked",
+            State::Upgraded => "upgraded",
             State::Closed => "closed",
         };
         f.debug_struct("Connection").field("state", &state).field("unread", &self.unread.len()).finish()
@@ -115,7 +126,7 @@ impl Connection {
         match &self.state {
             State::Body { .. } => Waiting::Body,
             State::Head { .. } if !self.unread.is_empty() => Waiting::Head,
-            State::Head { .. } | State::Asked(_) | State::Closed => Waiting::Request,
+            State::Head { .. } | State::Asked(_) | State::Upgraded | State::Closed => Waiting::Request,
         }
     }
 
@@ -136,7 +147,8 @@ impl Connection {
             headers: vec![("content-type".to_string(), "application/json".to_string())],
             body: body.into_bytes(),
         };
-        Step::Refuse(write(&response, Then { keep_alive: false, http10: false, is_head: false }, now))
+        let then = Then { keep_alive: false, http10: false, is_head: false, key: None };
+        Step::Refuse(write(&response, &then, now))
     }
 
     fn advance(&mut self) -> Result<Step, Refusal> {
@@ -169,6 +181,10 @@ impl Connection {
                 self.state = State::Asked(then);
                 Ok(Step::Read)
             }
+            State::Upgraded => {
+                self.state = State::Upgraded;
+                Ok(Step::Read)
+            }
             State::Closed => Ok(Step::Refuse(Vec::new())),
         }
     }
@@ -194,18 +210,28 @@ impl Connection {
         }
     }
 
-    /// Serialises the answer to the last request.
+    /// Serialises the answer to the last request. With status 101 the connection [becomes](Self::is_upgraded) a
+    /// WebSocket when that is written.
     pub fn respond(&mut self, response: &LocalResponse, now: Duration) -> Vec<u8> {
-        let State::Asked(then) = self.state else { return Vec::new() };
-        self.state = if then.keep_alive { State::Head { end: HeadEnd::default() } } else { State::Closed };
-        write(response, then, now)
+        let then = match core::mem::replace(&mut self.state, State::Closed) {
+            State::Asked(then) => then,
+            state => {
+                self.state = state;
+                return Vec::new();
+            }
+        };
+        if is_upgrade(response.status, &then) {
+            self.state = State::Upgraded;
+        } else if then.keep_alive {
+            self.state = State::Head { end: HeadEnd::default() };
+        }
+        write(response, &then, now)
     }
 
-    /// Ends the connection after the next response.
-    pub fn close_after_response(&mut self) {
-        if let State::Asked(then) = &mut self.state {
-            then.keep_alive = false;
-        }
+    /// Whether what follows is a WebSocket, whose first bytes [may be here](Self::into_unread).
+    #[must_use]
+    pub fn is_upgraded(&self) -> bool {
+        matches!(self.state, State::Upgraded)
     }
 
     /// The answer to a client that took too long with what it [waits](Self::waiting) for; nothing for one that has
@@ -314,12 +340,19 @@ fn read_head(head: &[u8]) -> Result<(LocalRequest, Body, Then, bool), Refusal> {
     };
     let keep_alive =
         !has_connection_option(headers, "close") && (!http10 || has_connection_option(headers, "keep-alive"));
-    let then = Then { keep_alive, http10, is_head: request.method() == http::Method::HEAD };
+    let then = Then {
+        keep_alive,
+        http10,
+        is_head: request.method() == http::Method::HEAD,
+        key: headers.get(SEC_WEBSOCKET_KEY).cloned(),
+    };
     let request = LocalRequest {
         method: request.method().as_str().to_string(),
         target: target(&request)?,
         headers: headers
             .iter()
+            // Nothing but HTTP/1.1 can be upgraded (RFC 9110, 7.8).
+            .filter(|(name, _)| !http10 || *name != UPGRADE)
             .map(|(name, value)| (name.as_str().to_string(), latin1(value.as_bytes())))
             .collect(),
         body: Vec::new(),
@@ -379,8 +412,11 @@ fn target(request: &Request<()>) -> Result<String, Refusal> {
 }
 
 /// Serialises a response. A header that cannot be written is left out: it must not become two.
-fn write(response: &LocalResponse, then: Then, now: Duration) -> Vec<u8> {
-    let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+fn write(response: &LocalResponse, then: &Then, now: Duration) -> Vec<u8> {
+    let status = StatusCode::from_u16(response.status).ok();
+    // No other interim response is a last word, and this one is none without a key.
+    let status = status.filter(|status| !status.is_informational() || is_upgrade(status.as_u16(), then));
+    let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut out = Vec::with_capacity(256 + response.body.len());
     out.extend_from_slice(
         format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default())
@@ -402,16 +438,24 @@ fn write(response: &LocalResponse, then: Then, now: Duration) -> Vec<u8> {
     if !bodiless {
         out.extend_from_slice(format!("content-length: {}\r\n", response.body.len()).as_bytes());
     }
-    let connection = match (then.keep_alive, then.http10) {
-        (false, _) => "connection: close\r\n",
-        (true, true) => "connection: keep-alive\r\n",
-        (true, false) => "",
+    let connection = match (&then.key, then.keep_alive, then.http10) {
+        (Some(key), _, _) if is_upgrade(status.as_u16(), then) => {
+            let accept = derive_accept_key(key.as_bytes());
+            format!("connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept}\r\n")
+        }
+        (_, false, _) => "connection: close\r\n".to_owned(),
+        (_, true, true) => "connection: keep-alive\r\n".to_owned(),
+        (_, true, false) => String::new(),
     };
     out.extend_from_slice(format!("date: {}\r\n{connection}\r\n", date(now)).as_bytes());
     if !bodiless && !then.is_head {
         out.extend_from_slice(&response.body);
     }
     out
+}
+
+fn is_upgrade(status: u16, then: &Then) -> bool {
+    status == SWITCHING_PROTOCOLS && then.key.is_some()
 }
 
 /// A date of RFC 9110, 5.6.7.
@@ -662,6 +706,45 @@ mod tests {
         let written = connection.respond(&LocalResponse { status: 204, ..answer("x") }, NOW);
         assert!(written.ends_with(b"GMT\r\n\r\n") && !written.windows(7).any(|w| w == b"content"));
         assert_eq!(connection.respond(&answer("again"), NOW), b"", "a request has one answer");
+    }
+
+    #[test]
+    fn an_upgrade_is_answered_with_its_key_and_what_came_after_it_is_kept() {
+        let head = "GET /connect HTTP/1.1\r\nhost: x\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\n\
+            sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let switch = LocalResponse { status: 101, ..answer("") };
+        let mut connection = Connection::new();
+        connection.received(head.as_bytes());
+        connection.received(b"\x81\x80");
+        let Step::Request(request) = connection.next(NOW) else { panic!("no request") };
+        assert_eq!(request.header("sec-websocket-key"), Some("dGhlIHNhbXBsZSBub25jZQ=="));
+        assert_eq!(request.header("upgrade"), Some("websocket"));
+        assert!(!connection.is_upgraded());
+        let written = String::from_utf8(connection.respond(&switch, NOW)).unwrap();
+        assert!(written.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{written}");
+        assert!(written.contains("\r\nconnection: upgrade\r\nupgrade: websocket\r\n"), "{written}");
+        // The example of RFC 6455, 1.3.
+        assert!(written.contains("\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{written}");
+        assert!(written.ends_with("\r\n\r\n") && !written.contains("content-length"), "{written}");
+        assert!(connection.is_upgraded() && !connection.is_closed());
+        assert_eq!(connection.next(NOW), Step::Read);
+        assert_eq!(connection.into_unread(), b"\x81\x80");
+
+        // Refused, it goes on as what it was.
+        let mut connection = Connection::new();
+        connection.received(head.repeat(2).as_bytes());
+        assert!(matches!(connection.next(NOW), Step::Request(_)));
+        assert!(connection.respond(&answer("no"), NOW).ends_with(b"\r\n\r\nno"));
+        assert!(matches!(connection.next(NOW), Step::Request(_)));
+
+        // Nobody who has not asked for it gets it.
+        let mut connection = Connection::new();
+        connection.received(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n");
+        assert!(matches!(connection.next(NOW), Step::Request(_)));
+        assert!(connection.respond(&switch, NOW).starts_with(b"HTTP/1.1 500 "));
+        assert!(!connection.is_upgraded());
+        let (requests, _) = both(b"GET / HTTP/1.0\r\nupgrade: websocket\r\n\r\n");
+        assert_eq!(requests[0].headers, []);
     }
 
     #[test]
