@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use crate::counters::Counters;
 use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
 use crate::eval;
@@ -22,7 +23,7 @@ use crate::io::{
     Audience, Effect, EffectId, EffectResult, FetchError, FetchErrorKind, LocalId, LocalRequest,
     LocalResponse, Measurement, Output, Response,
 };
-use crate::limits::{LOCAL_TIMEOUT, Limits, MAX_LOCAL_REQUESTS, PROXY_TIMEOUT};
+use crate::limits::{LOCAL_TIMEOUT, Limits, MAX_LOCAL_REQUESTS};
 use crate::outbox::Outbox;
 use crate::release::integrity;
 use crate::release::manifest::{Capabilities, Manifest};
@@ -40,6 +41,8 @@ pub(crate) struct Context<'a, C: Crypto> {
     pub(crate) registration: Option<&'a Registration>,
     /// `connected`, `connecting` or `none`.
     pub(crate) tunnel: &'static str,
+    /// Of a node that serves others.
+    pub(crate) counters: Option<&'a Counters>,
     pub(crate) rng: &'a mut Drbg,
     pub(crate) out: &'a mut Outbox,
 }
@@ -63,6 +66,14 @@ enum Work {
         rest: VecDeque<(&'static str, Measurement)>,
         results: Map<String, Value>,
     },
+}
+
+/// What becomes of a request that is in order.
+enum Answer {
+    Now(Value),
+    /// When its effect has ended.
+    Later,
+    WebSocket,
 }
 
 /// The local API's own state.
@@ -102,20 +113,26 @@ impl Api {
         self.pending.values().any(|pending| matches!(pending.work, Work::Measure { .. }))
     }
 
-    /// A request came.
+    /// A request came. Whether it became a WebSocket for the data plane.
     pub(crate) fn handle_request<C: Crypto>(
         &mut self,
         context: &mut Context<'_, C>,
         id: LocalId,
         request: &LocalRequest,
-    ) {
+    ) -> bool {
         match self.route(context, id, request) {
-            Ok(None) => {}
-            Ok(Some(value)) => respond(context.out, id, 200, &value),
+            Ok(Answer::Later) => {}
+            Ok(Answer::Now(value)) => respond(context.out, id, 200, &value),
+            Ok(Answer::WebSocket) => {
+                let response = LocalResponse { status: 101, headers: Vec::new(), body: Vec::new() };
+                context.out.push(Output::Respond { id, response });
+                return true;
+            }
             Err((status, error, message)) => {
                 respond(context.out, id, status, &json!({"error": error, "message": message}));
             }
         }
+        false
     }
 
     /// An effect of this machine ended.
@@ -179,7 +196,7 @@ impl Api {
         context: &mut Context<'_, C>,
         id: LocalId,
         request: &LocalRequest,
-    ) -> Result<Option<Value>, (u16, &'static str, String)> {
+    ) -> Result<Answer, (u16, &'static str, String)> {
         check_host(request, context.registration)?;
         let path = request.target.split(['?', '#']).next().unwrap_or_default();
         let wanted = match path {
@@ -197,26 +214,26 @@ impl Api {
         if request.method != wanted {
             return Err((405, "method_not_allowed", ["this path takes ", wanted].concat()));
         }
+        if path == "/connect" {
+            // Whatever page a client of the data plane comes from: what it may is in its ticket.
+            return check_upgrade(request).map(|()| Answer::WebSocket);
+        }
         check_origin(request)?;
         let measure = |measurement| (None, VecDeque::new(), measurement);
         let (name, rest, measurement) = match path {
-            "/health" => return Ok(Some(health(context))),
-            "/node/version" => return Ok(Some(version(context.manifest))),
-            "/node/manifest" => return Ok(Some(json!(context.manifest))),
+            "/health" => return Ok(Answer::Now(health(context))),
+            "/node/version" => return Ok(Answer::Now(version(context.manifest))),
+            "/node/manifest" => return Ok(Answer::Now(json!(context.manifest))),
             "/node/integrity" => {
-                return Ok(Some(json!(integrity::build(
+                return Ok(Answer::Now(json!(integrity::build(
                     context.identity,
                     context.manifest,
                     context.now,
                     context.rng
                 ))));
             }
-            "/node/capabilities" => return Ok(Some(json!(Capabilities::ALL))),
-            "/connect" => {
-                let message = "this release does not serve the data plane here".to_string();
-                return Err((501, "not_available", message));
-            }
-            "/proxy" => return self.proxy(context, id, request).map(|()| None),
+            "/node/capabilities" => return Ok(Answer::Now(json!(Capabilities::ALL))),
+            "/proxy" => return self.proxy(context, id, request).map(|()| Answer::Later),
             "/benchmark/system" => measure(Measurement::System),
             "/benchmark/cpu" => measure(Measurement::Cpu),
             "/benchmark/crypto" => measure(Measurement::Crypto),
@@ -239,7 +256,7 @@ impl Api {
         }
         let work = Work::Measure { name, rest, results: Map::new() };
         self.wait(context, id, Effect::Measure(measurement), work)?;
-        Ok(None)
+        Ok(Answer::Later)
     }
 
     fn proxy<C: Crypto>(
@@ -263,7 +280,7 @@ impl Api {
             headers: body.headers.unwrap_or_default().into_iter().collect(),
             body: data,
         };
-        let fetch = guard::fetch(request, self.audience, PROXY_TIMEOUT, self.limits.max_response_body);
+        let fetch = guard::fetch(request, self.audience, self.limits.request_timeout, self.limits.max_response_body);
         let (_, fetch) = fetch.map_err(|refused| match refused {
             guard::Refused::NotPublic => (403, "forbidden_target", refused.to_string()),
             _ => bad(refused.to_string()),
@@ -332,6 +349,24 @@ fn check_origin(request: &LocalRequest) -> Result<(), (u16, &'static str, String
     Err((403, "foreign_origin", "requests from other sites are refused".to_string()))
 }
 
+/// A request for a WebSocket (RFC 6455, 4.2.1).
+fn check_upgrade(request: &LocalRequest) -> Result<(), (u16, &'static str, String)> {
+    let has = |name: &str, word: &str| {
+        let values = request.headers.iter().filter(|(n, _)| n == name);
+        values.flat_map(|(_, value)| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(word))
+    };
+    if !has("connection", "upgrade") || !has("upgrade", "websocket") {
+        return Err((426, "upgrade_required", "this is a WebSocket".to_string()));
+    }
+    if !has("sec-websocket-version", "13") {
+        return Err((426, "upgrade_required", "the WebSocket version is not 13".to_string()));
+    }
+    match request.header("sec-websocket-key").and_then(base64::decode_array::<16>) {
+        Some(_) => Ok(()),
+        None => Err((400, "bad_request", "sec-websocket-key is not 16 bytes".to_string())),
+    }
+}
+
 /// The host of a `Host` value: without the port, with the brackets.
 fn host_of(value: &str) -> &str {
     match value.rsplit_once(':') {
@@ -347,6 +382,7 @@ fn health<C: Crypto>(context: &Context<'_, C>) -> Value {
         "node_id": context.registration.map(|registration| registration.node_id.as_str()),
         "domain": context.registration.and_then(|registration| registration.domain.as_deref()),
         "tunnel": context.tunnel,
+        "served": context.counters,
         "uptime": context.now.monotonic.saturating_sub(context.started.monotonic).as_secs(),
         "timestamp": iso8601(context.now.unix),
     })
@@ -423,11 +459,15 @@ fn fetch_status(error: &FetchError) -> (u16, &'static str) {
 
 fn respond(out: &mut Outbox, id: LocalId, status: u16, body: &impl Serialize) {
     let header = |name: &str, value: &str| (name.to_string(), value.to_string());
-    let headers = Vec::from([
+    let mut headers = Vec::from([
         header("content-type", "application/json"),
         header("cache-control", "no-store"),
         header("x-content-type-options", "nosniff"),
     ]);
+    if status == 426 {
+        // RFC 9110, 15.5.22.
+        headers.extend([header("upgrade", "websocket"), header("sec-websocket-version", "13")]);
+    }
     // Plain data serialises.
     let mut body = serde_json::to_vec(body).unwrap_or_default();
     body.push(b'\n');

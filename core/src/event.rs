@@ -143,6 +143,13 @@ pub enum Event {
         /// What.
         what: String,
     },
+    /// A limit of this node turned something away; told at each power of two.
+    OverLimit {
+        /// Which: the name of a setting, or what is bounded.
+        limit: String,
+        /// How often any limit did, since the start.
+        count: u64,
+    },
     /// A file of the state directory could not be written.
     NotSaved {
         /// Why; names the file.
@@ -171,6 +178,7 @@ impl Event {
             | Self::NotSent { .. }
             | Self::ServerError { .. }
             | Self::ProxyFailed { .. }
+            | Self::OverLimit { .. }
             | Self::Unsupported { .. } => Level::Warn,
             Self::EvalVerdict { .. } | Self::NotSaved { .. } => Level::Error,
         }
@@ -194,6 +202,7 @@ impl Event {
             Self::Heartbeat { .. }
             | Self::Proxied { .. }
             | Self::ProxyFailed { .. }
+            | Self::OverLimit { .. }
             | Self::Unsupported { .. } => "control",
             Self::NotSaved { .. } | Self::Stopping => "node",
         }
@@ -255,6 +264,9 @@ impl fmt::Display for Event {
             }
             Self::ProxyFailed { origin: Some(origin), reason } => write!(f, "proxying {origin}: {reason}"),
             Self::ProxyFailed { origin: None, reason } => write!(f, "proxying: {reason}"),
+            Self::OverLimit { limit, count } => {
+                write!(f, "over the limit of {limit}: turned away ({count} times since the start)")
+            }
             Self::Unsupported { what } => {
                 write!(f, "the server asked for {what}, which this release does not do")
             }

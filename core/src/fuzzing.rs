@@ -1,7 +1,7 @@
 //! The bodies of the fuzz targets. They live here so that ordinary tests compile them and run them over the committed
 //! corpus; `fuzz/` only hands them bytes. Each panics where an invariant does not hold.
 
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -11,11 +11,12 @@ use serde_json::Value;
 use crate::crypto::identity::Identity;
 use crate::crypto::pure::Pure;
 use crate::crypto::{Drbg, pem};
+use crate::data_plane::replay::Before;
 use crate::io::{
     EffectId, EffectResult, FetchError, FetchErrorKind, Input, LinkEnd, LinkId, LocalId, LocalRequest,
-    OpenStage, Output, Response,
+    OpenStage, Output, Response, SocketEnd, SocketId,
 };
-use crate::limits::{Limits, MAX_MESSAGE};
+use crate::limits::{Limits, MAX_MESSAGE, MAX_SOCKETS_UNSENT};
 use crate::node::{Config, Node};
 use crate::peer;
 use crate::release::manifest::Manifest;
@@ -125,6 +126,13 @@ struct World {
     last_sent: Vec<u8>,
     server: Option<Session<Pure>>,
     sealed: Vec<Vec<u8>>,
+    /// Bytes given to the link that it has not taken.
+    untaken: usize,
+    held: bool,
+    /// Open sockets: bytes given, and whether a read is wanted.
+    sockets: BTreeMap<SocketId, (usize, usize)>,
+    next_socket: u64,
+    websockets: BTreeSet<LocalId>,
     effects: BTreeSet<EffectId>,
     used_effects: BTreeSet<EffectId>,
     asked: BTreeSet<LocalId>,
@@ -145,6 +153,7 @@ impl World {
             manifest: Manifest::of_this_release("0.1.0", "unknown", "linux-x64"),
             limits: Limits { max_requests: 4, ..Limits::default() },
             allow_private_targets: false,
+            spent_before: Before::from_file(&[b'x'; 1]),
         };
         Self {
             node: Node::new(config, Pure, [2; 32], now),
@@ -153,6 +162,11 @@ impl World {
             last_sent: Vec::new(),
             server: None,
             sealed: Vec::new(),
+            untaken: 0,
+            held: false,
+            sockets: BTreeMap::new(),
+            next_socket: 0,
+            websockets: BTreeSet::new(),
             effects: BTreeSet::new(),
             used_effects: BTreeSet::new(),
             asked: BTreeSet::new(),
@@ -163,7 +177,7 @@ impl World {
 
     fn step(&mut self, byte: u8, script: &mut Script) {
         let link = self.link;
-        match byte % 16 {
+        match byte % 20 {
             0 => {
                 // Either clock may stand still; the unix clock may also jump.
                 self.now.monotonic += Duration::from_millis(u64::from(script.byte()) * 250);
@@ -212,10 +226,63 @@ impl World {
                     self.feed(Input::LinkBinary { link, data });
                 }
             }
-            _ => {
+            15 => {
                 if script.byte() == 255 {
                     self.feed(Input::Stop);
                 }
+            }
+            16 => {
+                let bytes = self.untaken.min(usize::from(script.byte()) * 1024);
+                self.untaken -= bytes;
+                self.feed(Input::LinkSent { link, bytes });
+            }
+            17 => self.socket(script),
+            18 => {
+                let data = script.bytes();
+                if let Some(id) = self.websockets.first().copied() {
+                    self.feed(Input::LocalMessage { id, data });
+                }
+            }
+            _ => {
+                if let Some(id) = self.websockets.pop_last() {
+                    self.feed(Input::LocalEnded { id });
+                }
+            }
+        }
+    }
+
+    /// Something happens to a socket.
+    fn socket(&mut self, script: &mut Script) {
+        let nth = usize::from(script.byte()) % self.sockets.len().max(1);
+        let Some((socket, (unsent, most))) = self.sockets.iter().nth(nth).map(|(id, state)| (*id, *state))
+        else {
+            return;
+        };
+        match script.byte() % 4 {
+            0 => self.feed(Input::SocketOpened { socket }),
+            1 => {
+                let mut data = script.bytes();
+                data.truncate(most);
+                if !data.is_empty() {
+                    self.sockets.insert(socket, (unsent, 0));
+                    self.feed(Input::SocketData { socket, data });
+                }
+            }
+            2 => {
+                self.sockets.insert(socket, (0, most));
+                self.feed(Input::SocketSent { socket, bytes: unsent });
+            }
+            _ => {
+                self.sockets.remove(&socket);
+                let end = match script.byte() % 3 {
+                    0 => SocketEnd::Closed,
+                    1 => SocketEnd::Failed { detail: script.text() },
+                    _ => SocketEnd::Unopened(FetchError {
+                        kind: FetchErrorKind::Connect,
+                        detail: script.text(),
+                    }),
+                };
+                self.feed(Input::SocketEnded { socket, end });
             }
         }
     }
@@ -264,8 +331,16 @@ impl World {
             None => script.text(),
         };
         let method = String::from(if script.byte() % 2 == 0 { "GET" } else { "POST" });
-        let headers =
-            Vec::from([(String::from("host"), script.text()), (String::from("origin"), script.text())]);
+        let header = |name: &str, value: &str| (String::from(name), String::from(value));
+        let mut headers = Vec::from([header("host", &script.text()), header("origin", &script.text())]);
+        if target == "/connect" {
+            headers.extend([
+                header("connection", "keep-alive, Upgrade"),
+                header("upgrade", "websocket"),
+                header("sec-websocket-version", "13"),
+                header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ]);
+        }
         let headers = headers.into_iter().filter(|(_, value)| !value.is_empty()).collect();
         let id = LocalId(self.next_local);
         self.next_local += 1;
@@ -278,8 +353,8 @@ impl World {
 
     fn feed(&mut self, input: Input) {
         self.node.handle_input(self.now, input);
-        // One input adds few outputs; the local API may time 64 requests out at once.
-        for _ in 0..512 {
+        // One input adds few outputs; the end of a session closes all its streams.
+        for _ in 0..4096 {
             match self.node.poll_output() {
                 Output::Wait(deadline) => {
                     if let Some(deadline) = deadline {
@@ -296,6 +371,7 @@ impl World {
                     self.link = link;
                     self.server = None;
                     self.sealed.clear();
+                    (self.untaken, self.held) = (0, false);
                 }
                 Output::Send { link, data } => {
                     assert_eq!(link, self.link, "only the current link is written to");
@@ -304,7 +380,41 @@ impl World {
                         let opened = server.open(&mut data.clone()).map(|(kind, _)| kind);
                         assert!(opened.is_ok(), "the server cannot open what the node sent: {opened:?}");
                     }
+                    self.untaken += data.len();
                     self.last_sent = data;
+                }
+                Output::HoldLink { link, hold } => {
+                    assert_eq!(link, self.link);
+                    assert_ne!(core::mem::replace(&mut self.held, hold), hold, "said when it changes");
+                }
+                Output::OpenSocket { socket, port, .. } => {
+                    assert!(socket.0 >= self.next_socket && port != 0, "sockets are numbered upwards");
+                    self.next_socket = socket.0 + 1;
+                    self.sockets.insert(socket, (0, 0));
+                }
+                Output::SendSocket { socket, data } => {
+                    let state = self.sockets.get_mut(&socket);
+                    assert!(!data.is_empty() && state.is_some(), "an open socket is written to");
+                    if let Some((unsent, _)) = state {
+                        *unsent += data.len();
+                    }
+                    let unsent: usize = self.sockets.values().map(|(unsent, _)| unsent).sum();
+                    assert!(unsent <= MAX_SOCKETS_UNSENT, "what targets do not take is bounded");
+                }
+                Output::ReadSocket { socket, most } => {
+                    let state = self.sockets.get_mut(&socket);
+                    assert!(most > 0 && state.is_some(), "an open socket is read");
+                    if let Some((_, wanted)) = state {
+                        assert_eq!(*wanted, 0, "one read at a time");
+                        *wanted = most;
+                    }
+                }
+                Output::CloseSocket { socket } => {
+                    assert!(self.sockets.remove(&socket).is_some(), "an open socket is closed");
+                }
+                Output::SendLocal { id, .. } => assert!(self.websockets.contains(&id)),
+                Output::CloseLocal { id, reason, .. } => {
+                    assert!(self.websockets.remove(&id) && reason.len() <= 123);
                 }
                 Output::CloseLink { link, reason, .. } => {
                     assert_eq!(link, self.link);
@@ -323,15 +433,12 @@ impl World {
                 Output::Cancel { id } => assert!(self.used_effects.contains(&id)),
                 Output::Respond { id, response } => {
                     assert!(self.asked.remove(&id), "one answer a request");
-                    assert!((200..=599).contains(&response.status));
+                    if response.status == 101 {
+                        self.websockets.insert(id);
+                    } else {
+                        assert!((200..=599).contains(&response.status));
+                    }
                 }
-                Output::HoldLink { .. }
-                | Output::OpenSocket { .. }
-                | Output::SendSocket { .. }
-                | Output::ReadSocket { .. }
-                | Output::CloseSocket { .. }
-                | Output::SendLocal { .. }
-                | Output::CloseLocal { .. } => {}
                 Output::Event(event) => {
                     let text = alloc::string::ToString::to_string(&event);
                     assert!(!text.chars().any(char::is_control), "an event fit for a terminal: {text:?}");

@@ -6,6 +6,9 @@
 //! URLs are read by the WHATWG rules and by nothing else: the host that is judged, the host that is resolved and
 //! the host that is sent are one value of one parse.
 
+#[cfg(test)]
+mod cases;
+
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -216,9 +219,9 @@ pub fn permit(addresses: &[IpAddr]) -> Result<IpAddr, Refused> {
 }
 
 /// IANA IPv4 Special-Purpose Address Registry,
-/// <https://www.iana.org/assignments/iana-ipv4-special-registry/>, as of 2025-10: block, prefix length, "globally
-/// reachable" (N/A counts as no). The most specific entry decides. Below them the multicast block of RFC 5771,
-/// which is another registry.
+/// <https://www.iana.org/assignments/iana-ipv4-special-registry/>, last changed 2025-10-09, compared row by row with
+/// its CSV of 2026-07-18: block, prefix length, "globally reachable" (N/A and nothing count as no). The most specific
+/// entry decides. The last one is not of it: the multicast block of RFC 5771.
 const SPECIAL_V4: [(Ipv4Addr, u32, bool); 26] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8, false),          // this network, RFC 791
     (Ipv4Addr::new(0, 0, 0, 0), 32, false),         // this host, RFC 1122
@@ -249,7 +252,7 @@ const SPECIAL_V4: [(Ipv4Addr, u32, bool); 26] = [
 ];
 
 /// IANA IPv6 Special-Purpose Address Registry,
-/// <https://www.iana.org/assignments/iana-ipv6-special-registry/>, as of 2025-10, in the same form. The first two
+/// <https://www.iana.org/assignments/iana-ipv6-special-registry/>, as of the same days, in the same form. The first two
 /// entries are the IPv6 address space registry's: what is not global unicast (2000::/3) is reserved, unless an entry
 /// says otherwise. Blocks with an embedded IPv4 address are judged by it, in [`embedded`], before this table.
 const SPECIAL_V6: [(Ipv6Addr, u32, bool); 23] = [
@@ -456,6 +459,24 @@ pub fn fetch(
     Ok((target, fetch))
 }
 
+/// Where a raw tunnel goes: a host, by the same rules as in a URL, and a port.
+///
+/// # Errors
+/// [`Refused`].
+pub fn socket_target(host: &str, port: u16, audience: Audience) -> Result<Target, Refused> {
+    // An IPv6 address may stand without the brackets that it needs in a URL.
+    let host = match host.parse::<Ipv6Addr>() {
+        Ok(address) => Host::Ipv6(address),
+        Err(_) if host.len() > MAX_URL => return Err(Refused::UrlTooLong),
+        Err(_) => Host::parse(host).map_err(|_| Refused::Url)?,
+    };
+    let target = Target::parse(&format!("http://{host}:{port}/"))?;
+    if audience == Audience::Stranger {
+        target.check_literal()?;
+    }
+    Ok(target)
+}
+
 /// A token of RFC 9110, 5.6.2.
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
@@ -468,326 +489,10 @@ fn is_field_char(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use alloc::vec;
 
-    /// Hosts as they may stand in a URL, each of which must be refused without any look-up.
-    const BLOCKED: &[&str] = &[
-        // First and last address of each IPv4 block that is not globally reachable.
-        "0.0.0.0",
-        "0.0.0.1",
-        "0.255.255.255",
-        "10.0.0.0",
-        "10.255.255.255",
-        "100.64.0.0",
-        "100.127.255.255",
-        "127.0.0.0",
-        "127.0.0.1",
-        "127.255.255.255",
-        "169.254.0.0",
-        "169.254.169.254",
-        "169.254.255.255",
-        "172.16.0.0",
-        "172.31.255.255",
-        "192.0.0.0",
-        "192.0.0.7",
-        "192.0.0.8",
-        "192.0.0.11",
-        "192.0.0.170",
-        "192.0.0.171",
-        "192.0.0.255",
-        "192.0.2.0",
-        "192.0.2.255",
-        "192.88.99.0",
-        "192.88.99.2",
-        "192.88.99.255",
-        "192.168.0.0",
-        "192.168.255.255",
-        "198.18.0.0",
-        "198.19.255.255",
-        "198.51.100.0",
-        "198.51.100.255",
-        "203.0.113.0",
-        "203.0.113.255",
-        "224.0.0.0",
-        "224.0.0.1",
-        "239.255.255.255",
-        "240.0.0.0",
-        "255.255.255.254",
-        "255.255.255.255",
-        // Other spellings of them: decimal, octal, hexadecimal, short, mixed, overflowing parts, dots and case.
-        "2130706433",
-        "0",
-        "00",
-        "0x0",
-        "4294967295",
-        "0x7f000001",
-        "0X7F000001",
-        "0x7f.1",
-        "0x7f.0.0.1",
-        "017700000001",
-        "0177.0.0.1",
-        "0177.0.0.01",
-        "0177.1",
-        "127.1",
-        "127.0.1",
-        "127.1.",
-        "127.0.0.1.",
-        "0x7f.0x0.0x0.0x1",
-        "00000177.0.0.1",
-        "127.0.00.1",
-        "127.65535",
-        "10.1",
-        "10.0x10",
-        "012.1",
-        "0xa.1",
-        "3232235777",
-        "0xc0a80101",
-        "192.168.257",
-        "192.11010305",
-        "2852039166",
-        "0xa9fea9fe",
-        "169.16689662",
-        "0251.0376.0251.0376",
-        "169.0xfe.0xa9fe",
-        "172.0x10.1",
-        "0xe0000001",
-        "3758096385",
-        "0x",
-        "0x.1",
-        "%31%32%37.0.0.1",
-        "127%2e0%2e0%2e1",
-        "%30",
-        "127.0.0.1%2e",
-        // Digits and dots of other scripts, which IDNA turns into ASCII ones.
-        "１２７.０.０.１",
-        "127。0。0。1",
-        "①②⑦.⓪.⓪.①",
-        "𝟙𝟚𝟟.𝟘.𝟘.𝟙",
-        "１２７．１",
-        "⑩.1",
-        "０ｘ７ｆ.1",
-        "127｡0｡0｡1",
-        "²¹³⁰⁷⁰⁶⁴³³",
-        // First and last address of each IPv6 block that is not globally reachable.
-        "[::]",
-        "[::1]",
-        "[0:0:0:0:0:0:0:1]",
-        "[0000::0001]",
-        "[::2]",
-        "[64:ff9b:1::]",
-        "[64:ff9b:1:ffff:ffff:ffff:ffff:ffff]",
-        "[64:ff9b:2::1]",
-        "[100::]",
-        "[100::ffff:ffff:ffff:ffff]",
-        "[100:0:0:1::]",
-        "[100:0:0:1:ffff:ffff:ffff:ffff]",
-        "[200::1]",
-        "[400::1]",
-        "[1fff::1]",
-        "[2001:1::]",
-        "[2001:1::4]",
-        "[2001:1:ffff::1]",
-        "[2001:2::]",
-        "[2001:2:0:ffff:ffff:ffff:ffff:ffff]",
-        "[2001:4::1]",
-        "[2001:4:111:ffff::1]",
-        "[2001:4:113::]",
-        "[2001:5::1]",
-        "[2001:10::]",
-        "[2001:1f:ffff:ffff:ffff:ffff:ffff:ffff]",
-        "[2001:40::1]",
-        "[2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff]",
-        "[2001:db8::]",
-        "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]",
-        "[2001:DB8::1]",
-        "[3fff::]",
-        "[3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff]",
-        "[4000::1]",
-        "[5f00::]",
-        "[5f00:ffff:ffff:ffff:ffff:ffff:ffff:ffff]",
-        "[8000::1]",
-        "[e000::1]",
-        "[fc00::]",
-        "[fd00:ec2::254]",
-        "[fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]",
-        "[fe00::1]",
-        "[fe80::]",
-        "[fe80::1]",
-        "[febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff]",
-        "[fec0::1]",
-        "[feff::1]",
-        "[ff00::]",
-        "[ff02::1]",
-        "[ff0e::1]",
-        "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]",
-        // IPv4-mapped, -compatible and -translated.
-        "[::ffff:127.0.0.1]",
-        "[::ffff:7f00:1]",
-        "[0:0:0:0:0:ffff:127.0.0.1]",
-        "[::FFFF:10.0.0.1]",
-        "[::ffff:169.254.169.254]",
-        "[::ffff:a9fe:a9fe]",
-        "[::ffff:0.0.0.0]",
-        "[::ffff:255.255.255.255]",
-        "[::127.0.0.1]",
-        "[::7f00:1]",
-        "[::8.8.8.8]",
-        "[::ffff:0:127.0.0.1]",
-        "[::ffff:0:8.8.8.8]",
-        // NAT64, 6to4, Teredo (server and inverted client), ISATAP.
-        "[64:ff9b::127.0.0.1]",
-        "[64:ff9b::a00:1]",
-        "[64:ff9b::169.254.169.254]",
-        "[64:ff9b::]",
-        "[64:ff9b:0:0:0:1:8.8.8.8]",
-        "[2002:7f00:1::]",
-        "[2002:a00:1::1]",
-        "[2002:c0a8:101::1]",
-        "[2002:a9fe:a9fe::]",
-        "[2002:e000:1::]",
-        "[2002::1]",
-        "[2001:0:808:808:0:0:80ff:fffe]",
-        "[2001:0:808:808:0:0:f5ff:fffe]",
-        "[2001:0:7f00:1:0:0:f7f7:f7f7]",
-        "[2001:0:a00:1:0:0:f7f7:f7f7]",
-        "[2001::1]",
-        "[2001::]",
-        "[2a00::5efe:8.8.8.8]",
-        "[2a00::200:5efe:808:808]",
-        "[2a00::5efe:10.0.0.1]",
-        "[fe80::5efe:a00:1]",
-        // Tricks with what stands before and after the host.
-        "user@127.0.0.1",
-        "8.8.8.8@127.0.0.1",
-        "example.com:80@127.0.0.1",
-        "@127.0.0.1",
-        "a:b@[::1]",
-        "8.8.8.8%40@127.0.0.1",
-        "127.0.0.1:80",
-        "127.0.0.1:0x50",
-        "127.0.0.1#@8.8.8.8",
-        "127.0.0.1?@8.8.8.8",
-        "127.0.0.1\\@8.8.8.8",
-        "127.0.0.1/@8.8.8.8",
-        "127.0.0.1:65536",
-        "127.0.0.1:0",
-        "12\t7.0.0.1",
-        "127.0\n.0.1",
-        " 127.0.0.1",
-        // What is no host at all.
-        "",
-        ".",
-        "..",
-        "256.256.256.256",
-        "127.0.0.256",
-        "1.2.3.4.5",
-        "4294967296",
-        "0x100000000",
-        "09.1",
-        "127.0.0.1.1",
-        "127.0.0.0x100",
-        "1..1",
-        "a.127",
-        "example.0x1",
-        "exa mple.com",
-        "[::1",
-        "::1",
-        "[::1%25lo]",
-        "[fe80::1%eth0]",
-        "[1.2.3.4]",
-        "[]",
-        "[::g]",
-        "exam%00ple.com",
-        "exam%2fple.com",
-        "a<b",
-        "\u{ad}",
-        "8.8.8.8:0",
-    ];
-
-    /// Hosts with a literal address that is public, or with a name.
-    const ALLOWED: &[&str] = &[
-        // The neighbours of the blocks.
-        "1.0.0.0",
-        "9.255.255.255",
-        "11.0.0.0",
-        "100.63.255.255",
-        "100.128.0.0",
-        "126.255.255.255",
-        "128.0.0.0",
-        "169.253.255.255",
-        "169.255.0.0",
-        "172.15.255.255",
-        "172.32.0.0",
-        "191.255.255.255",
-        "192.0.0.9",
-        "192.0.0.10",
-        "192.0.1.0",
-        "192.0.1.255",
-        "192.0.3.0",
-        "192.31.196.1",
-        "192.52.193.1",
-        "192.88.98.255",
-        "192.88.100.0",
-        "192.167.255.255",
-        "192.169.0.0",
-        "192.175.48.1",
-        "198.17.255.255",
-        "198.20.0.0",
-        "198.51.99.255",
-        "198.51.101.0",
-        "203.0.112.255",
-        "203.0.114.0",
-        "203.0.114.10",
-        "223.255.255.255",
-        "93.184.216.34",
-        "8.8.8.8",
-        "134744072",
-        "0x08080808",
-        "010.8.8.8",
-        "8.8.8.8.",
-        "８.8.8.8",
-        "[2000::1]",
-        "[2001:200::]",
-        "[2001:1::1]",
-        "[2001:1::2]",
-        "[2001:1::3]",
-        "[2001:3::1]",
-        "[2001:4:112::1]",
-        "[2001:20::1]",
-        "[2001:2f:ffff::1]",
-        "[2001:30::1]",
-        "[2001:3f:ffff::1]",
-        "[2001:db7:ffff::1]",
-        "[2001:db9::1]",
-        "[2003::1]",
-        "[2620:4f:8000::1]",
-        "[2606:4700::1111]",
-        "[3ffe:ffff::1]",
-        "[3fff:1000::1]",
-        "[::ffff:8.8.8.8]",
-        "[64:ff9b::8.8.8.8]",
-        "[2002:808:808::1]",
-        "[2001:0:808:808:0:0:f7f7:f7f7]",
-        "[2a00::5efd:a00:1]",
-        "user:pass@8.8.8.8",
-        "10.0.0.1@8.8.8.8",
-        "8.8.8.8#@127.0.0.1",
-        "8.8.8.8\\@127.0.0.1",
-        "8.8.8.8:81",
-        // Names are judged by what they resolve to.
-        "example.com",
-        "example.com.",
-        "EXAMPLE.com",
-        "bücher.example",
-        "xn--bcher-kva.example",
-        "localhost",
-        "127.0.0.1.example",
-        "1e3",
-        "0x7g.com",
-        "a-b.example",
-        "under_score.example",
-    ];
+    use super::cases::{ALLOWED, BLOCKED};
+    use super::*;
 
     fn check(url: &str) -> Result<Target, Refused> {
         let target = Target::parse(url)?;
@@ -819,6 +524,22 @@ mod tests {
                 let url = format!("{scheme}://{host}/");
                 assert!(check(&url).is_err(), "{url:?} became {:?}", check(&url));
             }
+        }
+    }
+
+    #[test]
+    fn the_first_and_last_address_of_every_block_is_among_the_cases() {
+        let cases: Vec<IpAddr> =
+            BLOCKED.iter().filter_map(|host| host.trim_matches(['[', ']']).parse().ok()).collect();
+        for (block, length, _) in SPECIAL_V4.iter().filter(|(_, _, reachable)| !reachable) {
+            let last = block.to_bits() | u32::MAX.checked_shr(*length).unwrap_or(0);
+            assert!(cases.contains(&IpAddr::V4(*block)), "{block}/{length}");
+            assert!(cases.contains(&IpAddr::V4(last.into())), "the last of {block}/{length}");
+        }
+        for (block, length, _) in SPECIAL_V6.iter().filter(|(_, _, reachable)| !reachable) {
+            let last = block.to_bits() | u128::MAX.checked_shr(*length).unwrap_or(0);
+            assert!(cases.contains(&IpAddr::V6(*block)), "{block}/{length}");
+            assert!(cases.contains(&IpAddr::V6(last.into())), "the last of {block}/{length}");
         }
     }
 

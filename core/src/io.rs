@@ -10,7 +10,9 @@ use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::bench::report::Report;
+use crate::data_plane::replay;
 use crate::event::Event;
+use crate::state::MAX_STATE_FILE;
 use crate::time::Deadline;
 
 /// One attempt at a transport to the server, from [`Output::OpenLink`] to its end. Never reused.
@@ -475,6 +477,17 @@ impl StateFile {
             Self::JoinAuth => "join-auth.json",
             Self::ReleaseManifest => "release-manifest.json",
             Self::SpentTickets => "spent-tickets.json",
+        }
+    }
+
+    /// The largest that is read, in bytes.
+    #[must_use]
+    pub const fn max_size(self) -> usize {
+        match self {
+            Self::SpentTickets => replay::MAX_FILE,
+            Self::Config | Self::NodeKey | Self::NodePub | Self::JoinAuth | Self::ReleaseManifest => {
+                MAX_STATE_FILE
+            }
         }
     }
 

@@ -23,6 +23,7 @@
 //! use core::time::Duration;
 //!
 //! use consensus_core::crypto::pure::Pure;
+//! use consensus_core::data_plane::replay::Before;
 //! use consensus_core::io::{Input, LinkEnd, OpenStage, Output};
 //! use consensus_core::limits::Limits;
 //! use consensus_core::node::{Config, Node};
@@ -40,6 +41,7 @@
 //!     manifest: Manifest::of_this_release("0.1.0", "unknown", "linux-x64"),
 //!     limits: Limits::default(),
 //!     allow_private_targets: false,
+//!     spent_before: Before::Never,
 //! };
 //! // A virtual clock; a shell reads the system's two.
 //! let mut now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(1_795_391_521) };
@@ -60,11 +62,12 @@
 //!             }
 //!             Output::Event(event) => println!("{event}"),
 //!             Output::Finish(finish) => finished = Some(finish),
-//!             Output::Send { .. } | Output::CloseLink { .. } | Output::DropLink { .. } => {}
-//!             Output::Perform { .. } | Output::Cancel { .. } | Output::Respond { .. } => {}
-//!             Output::OpenSocket { .. } | Output::SendSocket { .. } | Output::ReadSocket { .. } => {}
-//!             Output::CloseSocket { .. } | Output::SendLocal { .. } | Output::CloseLocal { .. } => {}
-//!             Output::HoldLink { .. } => {}
+//!             Output::Send { .. } | Output::HoldLink { .. } => {}
+//!             Output::CloseLink { .. } | Output::DropLink { .. } => {}
+//!             Output::OpenSocket { .. } | Output::SendSocket { .. } => {}
+//!             Output::ReadSocket { .. } | Output::CloseSocket { .. } => {}
+//!             Output::Respond { .. } | Output::SendLocal { .. } | Output::CloseLocal { .. } => {}
+//!             Output::Perform { .. } | Output::Cancel { .. } => {}
 //!         }
 //!     };
 //!     if let Some(finish) = finished {
@@ -87,6 +90,7 @@ extern crate std;
 mod api;
 pub mod bench;
 mod control;
+mod counters;
 pub mod crypto;
 pub mod data_plane;
 pub mod eval;

@@ -97,11 +97,41 @@ pub const MAX_TUNNEL_BODY: usize = (MAX_MESSAGE - 512 * 1024) / 4 * 3;
 /// makes 16 bytes of 9.
 pub const MAX_STREAM_BODY: usize = (MAX_MESSAGE - 1024 * 1024) / 16 * 9;
 
-/// Streams open at once; one more is refused.
+/// Streams that an operator may allow at once, at the most.
 pub const MAX_STREAMS: usize = 4096;
+
+/// Names of streams that have ended, kept so that what was on its way for them is not taken for something new.
+pub const MAX_ENDED_STREAMS: usize = 1024;
 
 /// From one step of a data-plane client to its next: `data_init`, then the request.
 pub const DATA_PLANE_STEP: Duration = Duration::from_secs(10);
+
+/// Bytes of streams that wait to be taken by the server, above which the tunnel is not read: what relays bring in must
+/// not come faster than it goes out. Low, so that the server's answers to pings do not wait long behind them.
+pub const HOLD_ABOVE: usize = 1024 * 1024;
+
+/// Below this the tunnel is read again.
+pub const HOLD_BELOW: usize = 256 * 1024;
+
+/// Read at once from a target of a raw tunnel, at the most; the next is read when the tunnel has taken it.
+pub const MAX_SOCKET_READ: usize = 64 * 1024;
+
+/// What all raw tunnels together may have on its way to the server: with many of them each reads less at once.
+pub const MAX_SOCKET_READS: usize = 4 * 1024 * 1024;
+
+/// Bytes for one target of a raw tunnel that it has not taken. The protocol has no way to slow a stream down, and a
+/// slow target must not hold up the tunnel, so over it the stream ends.
+pub const MAX_SOCKET_UNSENT: usize = 16 * 1024 * 1024;
+
+/// The same for all targets together.
+pub const MAX_SOCKETS_UNSENT: usize = 32 * 1024 * 1024;
+
+/// A frame of a public tunnel carries no more than this; a larger datum is cut into several, because what was base64
+/// on its way in has grown by a head when it goes out.
+pub const MAX_RELAYED: usize = 1024 * 1024;
+
+/// A clean stop waits no longer for the spent tickets to be on the disk.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bounds that an operator may set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,12 +140,26 @@ pub struct Limits {
     pub ping_interval: Duration,
     /// Without one authentic frame for this long, the session is given up.
     pub silence_limit: Duration,
-    /// Proxied requests under way at once; one more is answered with an error.
+    /// Requests fetched for others at once; one more is answered with an error.
     pub max_requests: usize,
+    /// Streams of the tunnel and connections at `/connect` open at once; one more is refused. Never more than
+    /// [`MAX_STREAMS`].
+    pub max_streams: usize,
+    /// `data_init`s that lead to no paid request, a second: each costs the node a key agreement and a signature. As
+    /// many may come at once.
+    pub max_inits: u32,
     /// The body of a request to be proxied, decoded, in bytes.
     pub max_request_body: usize,
-    /// The body of a proxied response, in bytes; never more than [`MAX_TUNNEL_BODY`].
+    /// The body of a proxied response, in bytes; where it has to fit in a frame never more than [`MAX_TUNNEL_BODY`].
     pub max_response_body: usize,
+    /// The head of a response that is fetched for others, in bytes. Never more than [`MAX_HTTP_HEAD`].
+    pub max_head: usize,
+    /// From the begin of a look-up to a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// From there to the first byte of the answer.
+    pub first_byte_timeout: Duration,
+    /// A proxied request, from its arrival to its answer. Never more than [`PROXY_TIMEOUT`].
+    pub request_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -124,8 +168,14 @@ impl Default for Limits {
             ping_interval: Duration::from_secs(20),
             silence_limit: Duration::from_secs(60),
             max_requests: 256,
+            max_streams: 1024,
+            max_inits: 500,
             max_request_body: 10 * 1024 * 1024,
-            max_response_body: MAX_TUNNEL_BODY,
+            max_response_body: 50 * 1024 * 1024,
+            max_head: MAX_HTTP_HEAD,
+            connect_timeout: Duration::from_secs(10),
+            first_byte_timeout: PROXY_TIMEOUT,
+            request_timeout: PROXY_TIMEOUT,
         }
     }
 }

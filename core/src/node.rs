@@ -10,15 +10,19 @@ use crate::api::{self, Api};
 use crate::control::{self, Control};
 use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
+use crate::data_plane::replay::{self, Before};
 use crate::eval::{self, Eval};
 use crate::event::Event;
-use crate::io::{Audience, EffectId, EffectResult, Finish, Input, LocalId, LocalRequest, Outcome, Output};
-use crate::limits::Limits;
+use crate::io::{
+    Audience, Effect, EffectId, EffectResult, Finish, Input, LocalId, LocalRequest, Outcome, Output,
+    StateFile,
+};
+use crate::limits::{Limits, STOP_TIMEOUT};
 use crate::outbox::Outbox;
 use crate::release::manifest::Manifest;
 use crate::state::Registration;
 use crate::text::printable;
-use crate::time::{Deadline, Now};
+use crate::time::{Deadline, Now, Reason};
 use crate::tunnel::Mode;
 use crate::tunnel::connection::{self, Happening, Tunnel};
 use crate::tunnel::down::Down;
@@ -46,6 +50,8 @@ pub struct Config {
     pub limits: Limits,
     /// Whether strangers may have addresses fetched that are not globally reachable. For labs alone.
     pub allow_private_targets: bool,
+    /// What `spent-tickets.json` says.
+    pub spent_before: Before,
 }
 
 /// The node.
@@ -63,6 +69,8 @@ pub struct Node<C: Crypto> {
     control: Option<Control<C>>,
     api: Api,
     phase: Phase,
+    /// The file that says how it stands with the tickets, being written.
+    saving: Option<EffectId>,
 }
 
 /// What the evaluation needs of its node. A macro, because it borrows some fields while others are in use.
@@ -84,6 +92,8 @@ enum Phase {
     /// No input yet.
     New,
     Running,
+    /// The operator's stop was carried out; the last file is being written.
+    Stopping(Deadline),
     /// `Finish` was given: nothing happens any more.
     Finished,
 }
@@ -119,7 +129,10 @@ impl<C: Crypto> Node<C> {
             Tunnel::new(crypto.clone(), settings)
         });
         let control = (config.mode == Some(Mode::Control))
-            .then(|| Control::new(config.registration.as_ref(), audience, config.limits.clone(), now));
+            .then(|| (config.registration.as_ref(), audience, config.limits.clone(), config.spent_before))
+            .map(|(registration, audience, limits, before)| {
+                Control::new(registration, audience, limits, before, now)
+            });
         Self {
             crypto,
             identity,
@@ -134,6 +147,7 @@ impl<C: Crypto> Node<C> {
             control,
             api: Api::new(audience, config.limits),
             phase: Phase::New,
+            saving: None,
         }
     }
 
@@ -159,18 +173,35 @@ impl<C: Crypto> Node<C> {
             Input::LinkText { link, text } => {
                 self.with_tunnel(|tunnel, context| tunnel.handle_text(context, link, text));
             }
+            Input::LinkSent { link, bytes } => {
+                let now = self.now;
+                if self.tunnel.as_mut().is_some_and(|tunnel| tunnel.handle_sent(now, link, bytes)) {
+                    self.with_control(Control::handle_link_sent);
+                }
+            }
             Input::LinkEnded { link, end } => {
                 self.with_tunnel(|tunnel, context| tunnel.handle_ended(context, link, &end));
             }
+            Input::SocketOpened { socket } => {
+                self.with_control(|control, context| control.handle_socket_opened(context, socket));
+            }
+            Input::SocketData { socket, data } => {
+                self.with_control(|control, context| control.handle_socket_data(context, socket, &data));
+            }
+            Input::SocketSent { socket, bytes } => {
+                self.with_control(|control, _| control.handle_socket_sent(socket, bytes));
+            }
+            Input::SocketEnded { socket, end } => {
+                self.with_control(|control, context| control.handle_socket_ended(context, socket, &end));
+            }
             Input::Done { effect, result } => self.handle_done(effect, result),
             Input::Local { id, request } => self.handle_local(id, &request),
-            Input::LinkSent { .. }
-            | Input::SocketOpened { .. }
-            | Input::SocketData { .. }
-            | Input::SocketSent { .. }
-            | Input::SocketEnded { .. }
-            | Input::LocalMessage { .. }
-            | Input::LocalEnded { .. } => {}
+            Input::LocalMessage { id, data } => {
+                self.with_control(|control, context| control.handle_local_message(context, id, data));
+            }
+            Input::LocalEnded { id } => {
+                self.with_control(|control, context| control.handle_local_ended(context, id));
+            }
             Input::Stop => self.stop(),
         }
         self.handle_time();
@@ -189,15 +220,26 @@ impl<C: Crypto> Node<C> {
             self.finish(Finish { outcome: Outcome::NotRegistered, message });
             return;
         }
+        if self.control.is_some() {
+            self.save(replay::serving_file());
+        }
         self.with_tunnel(|tunnel, context| {
             tunnel.open(context);
             None
         });
     }
 
+    /// Writes how it stands with the tickets.
+    fn save(&mut self, data: Vec<u8>) {
+        let write = Effect::Write { file: StateFile::SpentTickets, data };
+        self.saving = Some(self.out.perform(write));
+    }
+
     fn deadline(&self) -> Option<Deadline> {
-        if self.phase != Phase::Running {
-            return None;
+        match self.phase {
+            Phase::Running => {}
+            Phase::Stopping(until) => return Deadline::earlier(Some(until), self.api.deadline()),
+            Phase::New | Phase::Finished => return None,
         }
         [
             self.tunnel.as_ref().and_then(Tunnel::deadline),
@@ -212,9 +254,14 @@ impl<C: Crypto> Node<C> {
     /// Everything that is due. Each round moves at least one deadline on, and a machine has a bounded number of
     /// them, so this ends.
     fn handle_time(&mut self) {
-        while self.phase == Phase::Running
-            && self.deadline().is_some_and(|deadline| deadline.is_due(self.now))
-        {
+        while self.deadline().is_some_and(|deadline| deadline.is_due(self.now)) {
+            if let Phase::Stopping(until) = self.phase {
+                if until.is_due(self.now) {
+                    return self.stopped();
+                }
+                self.api.handle_time(self.now, &mut self.out);
+                continue;
+            }
             self.with_tunnel(Tunnel::handle_time);
             let next = self.eval.handle_time(&mut eval_context!(self));
             self.after_eval(next);
@@ -248,26 +295,22 @@ impl<C: Crypto> Node<C> {
     }
 
     fn with_control(&mut self, act: impl FnOnce(&mut Control<C>, &mut control::Context<'_, C>)) {
-        let Some(control) = &mut self.control else { return };
-        let mut answers = Vec::new();
+        let (Some(control), Some(tunnel)) = (&mut self.control, &mut self.tunnel) else { return };
         let mut context = control::Context {
             now: self.now,
             crypto: &self.crypto,
             identity: &self.identity,
             rng: &mut self.rng,
             out: &mut self.out,
-            answers: &mut answers,
+            tunnel,
         };
         act(control, &mut context);
-        for answer in answers {
-            self.send(Some(answer));
-        }
     }
 
     fn handle_down(&mut self, down: Down) {
         self.eval.stop(&mut self.out);
-        match &mut self.control {
-            Some(control) => control.stop(&mut self.out),
+        match self.control {
+            Some(_) => self.with_control(Control::stop),
             // The server has said all it had to say; the end comes with the file.
             None if self.eval.is_saving() => {}
             None => {
@@ -313,8 +356,7 @@ impl<C: Crypto> Node<C> {
                 return self.with_control(|control, context| control.handle_stream_data(context, data));
             }
             (Message::StreamClose(close), true) => {
-                return self
-                    .with_control(|control, context| control.handle_stream_close(context.out, &close));
+                return self.with_control(|control, context| control.handle_stream_close(context, &close));
             }
             (Message::UpdatePrepare(request), true) => {
                 Some(control::update_prepare(now, out, &self.manifest, request))
@@ -330,7 +372,15 @@ impl<C: Crypto> Node<C> {
     }
 
     fn handle_done(&mut self, effect: EffectId, result: EffectResult) {
-        if self.eval.owns(effect) {
+        if self.saving == Some(effect) {
+            self.saving = None;
+            if let EffectResult::Written(Err(reason)) = result {
+                self.out.event(Event::NotSaved { reason });
+            }
+            if matches!(self.phase, Phase::Stopping(_)) {
+                self.stopped();
+            }
+        } else if self.eval.owns(effect) {
             let next = self.eval.handle_done(&mut eval_context!(self), effect, result);
             self.after_eval(next);
         } else if self.api.owns(effect) {
@@ -352,10 +402,20 @@ impl<C: Crypto> Node<C> {
                 Some(tunnel) if tunnel.is_up() => "connected",
                 Some(_) => "connecting",
             },
+            counters: self.control.as_ref().map(Control::counters),
             rng: &mut self.rng,
             out: &mut self.out,
         };
-        self.api.handle_request(&mut context, id, request);
+        if !self.api.handle_request(&mut context, id, request) {
+            return;
+        }
+        // A WebSocket for the data plane, which is served where the tickets are kept.
+        let (code, reason) = match (&mut self.control, &self.registration) {
+            (Some(control), _) => return control.handle_local_open(self.now, &mut self.out, id),
+            (None, Some(_)) => (1013, "this process serves the local API alone; `run` serves the data plane"),
+            (None, None) => (1011, "this node is not registered"),
+        };
+        self.out.push(Output::CloseLocal { id, code, reason: reason.to_string() });
     }
 
     fn after_eval(&mut self, next: Option<eval::Next>) {
@@ -378,11 +438,12 @@ impl<C: Crypto> Node<C> {
     }
 
     fn stop(&mut self) {
+        if self.phase != Phase::Running {
+            return;
+        }
         self.out.event(Event::Stopping);
         self.eval.stop(&mut self.out);
-        if let Some(control) = &mut self.control {
-            control.stop(&mut self.out);
-        }
+        self.with_control(Control::stop_for_good);
         if self.eval.is_saving() {
             // It is won: a moment more, and it is on the disk.
             return;
@@ -391,12 +452,21 @@ impl<C: Crypto> Node<C> {
         if let Some(tunnel) = &mut self.tunnel {
             tunnel.close(&mut self.out, 1000, if is_eval { "eval stopped" } else { "control stopped" });
         }
-        self.finish(if is_eval {
+        if let Some(control) = &self.control {
+            // Nothing is spent any more: what was is for the next process to know.
+            let file = control.spent_file(self.now);
+            self.save(file);
+            self.phase = Phase::Stopping(self.now.deadline(STOP_TIMEOUT, Reason::Stop));
+        } else if is_eval {
             let message = "stopped by the operator before the evaluation was over".to_string();
-            Finish { outcome: Outcome::Internal, message }
+            self.finish(Finish { outcome: Outcome::Internal, message });
         } else {
-            Finish { outcome: Outcome::Done, message: "stopped by the operator".to_string() }
-        });
+            self.stopped();
+        }
+    }
+
+    fn stopped(&mut self) {
+        self.finish(Finish { outcome: Outcome::Done, message: "stopped by the operator".to_string() });
     }
 
     fn finish(&mut self, finish: Finish) {

@@ -87,6 +87,8 @@ pub enum Reason {
     DataPlaneStep,
     /// A request to the local API must be answered by then.
     LocalRequest,
+    /// What a clean stop writes must be on the disk by then.
+    Stop,
 }
 
 impl fmt::Display for Reason {
@@ -104,6 +106,7 @@ impl fmt::Display for Reason {
             Self::ProxyRequest => "proxied request",
             Self::DataPlaneStep => "data-plane step",
             Self::LocalRequest => "local request",
+            Self::Stop => "stop",
         })
     }
 }

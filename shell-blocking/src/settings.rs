@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use consensus_core::event::Level;
-use consensus_core::limits::{Limits, MAX_ID};
+use consensus_core::limits::{Limits, MAX_HTTP_HEAD, MAX_ID, MAX_STREAMS};
 use consensus_core::registration::{validate_evm, validate_icp, validate_solana};
 use consensus_core::state::is_node_id;
 use consensus_core::text::printable;
@@ -250,8 +250,8 @@ pub struct Tunnel {
 /// What serving takes.
 #[derive(Clone, Debug)]
 pub struct Serving {
-    /// Requests under way at once.
-    pub max_requests: usize,
+    /// All but pings and silence; the rest is the default.
+    pub limits: Limits,
     /// Whether strangers may reach addresses that are not public.
     pub allow_private_targets: bool,
 }
@@ -383,6 +383,48 @@ const MAX_REQUESTS: Setting<u64> =
     Setting::new("--max-requests", &["CONSENSUS_MAX_REQUESTS"], "a whole number from 1 to 4096", |text| {
         read_number(text, 1, 4096)
     });
+const MAX_STREAMS_OPEN: Setting<u64> =
+    Setting::new("--max-streams", &["CONSENSUS_MAX_STREAMS"], "a whole number from 1 to 4096", |text| {
+        read_number(text, 1, MAX_STREAMS as u64)
+    });
+const MAX_INITS: Setting<u32> =
+    Setting::new("--max-inits", &["CONSENSUS_MAX_INITS"], "a whole number from 1 to 100000", |text| {
+        read_number(text, 1, 100_000)
+    });
+const MAX_REQUEST_BODY: Setting<u64> = Setting::new(
+    "--max-request-body",
+    &["CONSENSUS_MAX_REQUEST_BODY"],
+    "a whole number of MiB from 1 to 50",
+    |text| read_number(text, 1, 50),
+);
+const MAX_RESPONSE_BODY: Setting<u64> = Setting::new(
+    "--max-response-body",
+    &["CONSENSUS_MAX_RESPONSE_BODY"],
+    "a whole number of MiB from 1 to 50",
+    |text| read_number(text, 1, 50),
+);
+const MAX_HEAD: Setting<u64> =
+    Setting::new("--max-head", &["CONSENSUS_MAX_HEAD"], "a whole number of KiB from 1 to 64", |text| {
+        read_number(text, 1, MAX_HTTP_HEAD as u64 / 1024)
+    });
+const CONNECT_SECONDS: Setting<u64> = Setting::new(
+    "--connect-seconds",
+    &["CONSENSUS_CONNECT_SECONDS"],
+    "a whole number of seconds from 1 to 30",
+    |text| read_number(text, 1, 30),
+);
+const FIRST_BYTE_SECONDS: Setting<u64> = Setting::new(
+    "--first-byte-seconds",
+    &["CONSENSUS_FIRST_BYTE_SECONDS"],
+    "a whole number of seconds from 1 to 30",
+    |text| read_number(text, 1, 30),
+);
+const REQUEST_SECONDS: Setting<u64> = Setting::new(
+    "--request-seconds",
+    &["CONSENSUS_REQUEST_SECONDS"],
+    "a whole number of seconds from 1 to 30",
+    |text| read_number(text, 1, 30),
+);
 const LISTEN: Setting<SocketAddr> = Setting::new(
     "--listen",
     &[],
@@ -593,11 +635,30 @@ impl Sources<'_> {
     /// # Errors
     /// A wrong value.
     pub fn serving(&self) -> Result<Serving, UsageError> {
-        let max_requests = self.get(&MAX_REQUESTS)?.and_then(|n| usize::try_from(n).ok());
-        Ok(Serving {
-            max_requests: max_requests.unwrap_or(Limits::default().max_requests),
-            allow_private_targets: self.switch("--allow-private-targets"),
-        })
+        let mut limits = Limits::default();
+        let size = |number: u64, unit: u64| usize::try_from(number.saturating_mul(unit)).unwrap_or(usize::MAX);
+        for (setting, limit, unit) in [
+            (&MAX_REQUESTS, &mut limits.max_requests, 1),
+            (&MAX_STREAMS_OPEN, &mut limits.max_streams, 1),
+            (&MAX_REQUEST_BODY, &mut limits.max_request_body, 1024 * 1024),
+            (&MAX_RESPONSE_BODY, &mut limits.max_response_body, 1024 * 1024),
+            (&MAX_HEAD, &mut limits.max_head, 1024),
+        ] {
+            if let Some(number) = self.get(setting)? {
+                *limit = size(number, unit);
+            }
+        }
+        for (setting, limit) in [
+            (&CONNECT_SECONDS, &mut limits.connect_timeout),
+            (&FIRST_BYTE_SECONDS, &mut limits.first_byte_timeout),
+            (&REQUEST_SECONDS, &mut limits.request_timeout),
+        ] {
+            if let Some(seconds) = self.get(setting)? {
+                *limit = Duration::from_secs(seconds);
+            }
+        }
+        limits.max_inits = self.get(&MAX_INITS)?.unwrap_or(limits.max_inits);
+        Ok(Serving { limits, allow_private_targets: self.switch("--allow-private-targets") })
     }
 
     /// Where the local API listens.
@@ -809,6 +870,14 @@ mod tests {
             ),
             ("--silence-seconds", &["CONSENSUS_SILENCE_SECONDS"], &["0", "1", "61", "20", "x"]),
             ("--max-requests", &["CONSENSUS_MAX_REQUESTS"], &["0", "4097", "x"]),
+            ("--max-streams", &["CONSENSUS_MAX_STREAMS"], &["0", "4097", "x"]),
+            ("--max-inits", &["CONSENSUS_MAX_INITS"], &["0", "100001", "x"]),
+            ("--max-request-body", &["CONSENSUS_MAX_REQUEST_BODY"], &["0", "51", "1M"]),
+            ("--max-response-body", &["CONSENSUS_MAX_RESPONSE_BODY"], &["0", "51", "x"]),
+            ("--max-head", &["CONSENSUS_MAX_HEAD"], &["0", "65", "x"]),
+            ("--connect-seconds", &["CONSENSUS_CONNECT_SECONDS"], &["0", "31", "x"]),
+            ("--first-byte-seconds", &["CONSENSUS_FIRST_BYTE_SECONDS"], &["0", "31", "x"]),
+            ("--request-seconds", &["CONSENSUS_REQUEST_SECONDS"], &["0", "31", "x"]),
             ("--listen", &[], &["9090", "host:1", "127.0.0.1", "127.0.0.1:65536", "::1:80x"]),
             ("", &["NODE_HOST"], &["example.org", "1.2.3"]),
             ("", &["NODE_PORT"], &["0", "65536", "http"]),

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::{Crypto, Drbg, pem};
+use consensus_core::data_plane::replay::Before;
 use consensus_core::io::StateFile;
 use consensus_core::release::manifest::Manifest;
 use consensus_core::state::{self, JoinAuth, MAX_STATE_FILE, MachineRecord, Registration, StateError};
@@ -149,9 +150,9 @@ impl StateDir {
     /// The content of a file; `None` where there is none.
     ///
     /// # Errors
-    /// It cannot be read, is no ordinary file, or is over [`MAX_STATE_FILE`].
+    /// It cannot be read, is no ordinary file, or is over [`StateFile::max_size`].
     pub fn read(&self, file: StateFile) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
-        Ok(read(&self.path(file))?.map(|(data, _)| data))
+        Ok(read(&self.path(file), file.max_size())?.map(|(data, _)| data))
     }
 
     /// Replaces a file as a whole and durably.
@@ -202,6 +203,17 @@ impl StateDir {
         self.parse(StateFile::ReleaseManifest, state::parse_manifest)
     }
 
+    /// `spent-tickets.json`. One that cannot be read is as good as one that a killed process left: no ticket that may
+    /// be spent is taken.
+    #[must_use]
+    pub fn spent_before(&self) -> Before {
+        match self.read(StateFile::SpentTickets) {
+            Ok(None) => Before::Never,
+            Ok(Some(data)) => Before::from_file(&data),
+            Err(_) => Before::Unclean,
+        }
+    }
+
     fn parse<T>(
         &self,
         file: StateFile,
@@ -219,7 +231,7 @@ impl StateDir {
     /// It is there and cannot be read or understood.
     pub fn identity(&self) -> Result<Option<LoadedIdentity>, FileError> {
         let path = self.path(StateFile::NodeKey);
-        let Some((data, file)) = read(&path)? else {
+        let Some((data, file)) = read(&path, MAX_STATE_FILE)? else {
             return Ok(None);
         };
         let text = std::str::from_utf8(&data).map_err(|why| FileError::damaged(&path, &why))?;
@@ -353,7 +365,7 @@ impl MachineRegistry {
     /// It is there and cannot be read or understood.
     pub fn load(&self) -> Result<Option<MachineRecord>, FileError> {
         let path = self.path();
-        match read(&path)? {
+        match read(&path, MAX_STATE_FILE)? {
             Some((data, _)) => {
                 MachineRecord::parse(&data).map(Some).map_err(|why| FileError::damaged(&path, &why))
             }
@@ -418,8 +430,8 @@ fn mode_of(file: &File, path: &Path) -> Result<u32, FileError> {
 
 type Content = (Zeroizing<Vec<u8>>, File);
 
-/// The content and the open file. Not blocked by a pipe in the file's place, and never over [`MAX_STATE_FILE`].
-fn read(path: &Path) -> Result<Option<Content>, FileError> {
+/// The content and the open file. Not blocked by a pipe in the file's place, and never over `max` bytes.
+fn read(path: &Path, max: usize) -> Result<Option<Content>, FileError> {
     let nonblocking = OFlags::NONBLOCK.bits() as i32;
     let mut file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
         Ok(file) => file,
@@ -431,12 +443,12 @@ fn read(path: &Path) -> Result<Option<Content>, FileError> {
         return Err(FileError::damaged(path, &"not an ordinary file"));
     }
     let mut data = Zeroizing::new(Vec::new());
-    let limit = MAX_STATE_FILE as u64 + 1;
+    let limit = max as u64 + 1;
     (&mut file)
         .take(limit)
         .read_to_end(&mut data)
         .map_err(|error| FileError::io(path, "cannot be read", &error))?;
-    if data.len() > MAX_STATE_FILE {
+    if data.len() > max {
         return Err(FileError::damaged(path, &StateError::TooLarge));
     }
     Ok(Some((data, file)))

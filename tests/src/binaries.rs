@@ -8,6 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
+/// The profile that this program, and with it every node it builds, is built in.
+pub const PROFILE: &str = if cfg!(debug_assertions) { "dev" } else { "release" };
+
 /// Which of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Shell {

@@ -57,15 +57,11 @@ impl Figures {
     fn to_json(&self) -> Value {
         let starts: Vec<f64> = self.starts.iter().map(|start| start.as_secs_f64() * 1e3).collect();
         json!({
-            "shell": self.shell.name(), "profile": profile(), "binary_bytes": self.size,
+            "shell": self.shell.name(), "profile": binaries::PROFILE, "binary_bytes": self.size,
             "start_to_ready_ms": { "median": self.median_ms(), "all": starts },
             "idle_rss_kib": self.rss_kib, "peak_rss_kib": self.peak_kib, "threads": self.threads,
         })
     }
-}
-
-const fn profile() -> &'static str {
-    if cfg!(debug_assertions) { "dev" } else { "release" }
 }
 
 /// Measures and prints; `true` when everything could be measured.
@@ -107,7 +103,7 @@ pub fn run(footprint: &Footprint) -> bool {
         "\n`control` over ws to a server on the same machine, median of {STARTS} starts; memory {} s after `ready`. \
          Profile: {}{}",
         IDLE.as_secs(),
-        profile(),
+        binaries::PROFILE,
         if cfg!(debug_assertions) { " (use --release for figures that mean something)" } else { "" }
     );
     true

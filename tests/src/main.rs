@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use argh::FromArgs;
 use consensus_testbed::demo::{self, Demo};
 use consensus_testbed::footprint::{self, Footprint};
+use consensus_testbed::load::{self, Load};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::{Journal, Orchestrator};
 
@@ -22,6 +23,7 @@ enum Command {
     Serve(Box<Options>),
     Demo(Demo),
     Footprint(Footprint),
+    Load(Load),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve(*options),
         Command::Demo(demo) => demo::run(&demo),
         Command::Footprint(footprint) => footprint::run(&footprint),
+        Command::Load(load) => load::run(&load),
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,38 +1,47 @@
-//! The control session (protocol.md section 9): heartbeats, requests to proxy, and streams.
+//! The control session (protocol.md section 9): heartbeats, requests to proxy, streams, and the clients of the data
+//! plane.
 
+mod clients;
+mod fetching;
+mod flow;
+mod public;
+mod raw;
+mod sessions;
 mod streams;
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
-use core::mem;
 
-use serde_json::Value;
-
-use self::streams::{Stream, Streams};
+use self::clients::Clients;
+use self::fetching::{Asker, Proxied, Wanted};
+use self::flow::{Flow, Source};
+use self::public::PublicTunnel;
+use self::raw::Sockets;
+use self::streams::{Stream, Streams, Target};
+use crate::counters::Counters;
 use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
-use crate::data_plane::replay::Spent;
-use crate::data_plane::responder::{self, Refusal, Responder};
+use crate::data_plane::replay::{Before, Spent};
 use crate::event::Event;
-use crate::guard;
-use crate::io::{Audience, Effect, EffectId, EffectResult, FetchError, FetchErrorKind, Output, Response};
-use crate::limits::{
-    HEARTBEAT_INTERVAL, Limits, MAX_REQUEST_BODIES, MAX_STREAM_BODY, MAX_TUNNEL_BODY, PROXY_TIMEOUT,
-};
+use crate::io::{Audience, EffectId};
+use crate::limits::{HEARTBEAT_INTERVAL, Limits, MAX_STREAM_BODY, MAX_TUNNEL_BODY};
 use crate::outbox::Outbox;
 use crate::release::manifest::{Capabilities, Manifest, differences};
 use crate::state::Registration;
 use crate::text::printable;
 use crate::time::{Deadline, Now, Reason};
+use crate::tunnel::connection::Tunnel;
 use crate::wire::base64;
-use crate::wire::frame::{FrameBuf, MAX_PLAINTEXT};
+use crate::wire::frame::FrameBuf;
 use crate::wire::message::{
     self, Heartbeat, ProxyRequest, StreamClose, StreamData, StreamOpen, UpdateApply, UpdateFailed,
     UpdatePrepare, UpdateReady, decode_body,
 };
+
+/// Why a stream ends whose target has ended in good order.
+const TARGET_CLOSED: &str = "target closed";
 
 /// What the control session needs of the node that has it.
 pub(crate) struct Context<'a, C: Crypto> {
@@ -41,53 +50,18 @@ pub(crate) struct Context<'a, C: Crypto> {
     pub(crate) identity: &'a Identity<C>,
     pub(crate) rng: &'a mut Drbg,
     pub(crate) out: &'a mut Outbox,
-    /// Plaintexts to send, in order.
-    pub(crate) answers: &'a mut Vec<FrameBuf>,
+    pub(crate) tunnel: &'a mut Tunnel<C>,
 }
 
 impl<C: Crypto> Context<'_, C> {
     fn seconds(&self) -> u64 {
         self.now.unix_seconds()
     }
-}
 
-/// A fetch under way for somebody.
-#[derive(Debug)]
-struct Proxied<C: Crypto> {
-    asker: Asker<C>,
-    origin: String,
-    /// Of the request's body.
-    bytes: usize,
-    asked: Now,
-    until: Deadline,
-}
-
-/// Who gets the response.
-#[derive(Debug)]
-enum Asker<C: Crypto> {
-    /// The server, on the tunnel.
-    Tunnel { reply_to: String },
-    /// A proxy-session stream; `id` is the asker's own.
-    Session { stream_id: String, id: Option<Value> },
-    /// A client of the data plane, on a stream.
-    DataPlane { stream_id: String, request: Box<responder::Request<C>> },
-}
-
-impl<C: Crypto> Asker<C> {
-    fn stream_id(&self) -> Option<&str> {
-        match self {
-            Self::Tunnel { .. } => None,
-            Self::Session { stream_id, .. } | Self::DataPlane { stream_id, .. } => Some(stream_id),
-        }
+    /// Sends a message, if there is a session.
+    fn send(&mut self, plaintext: FrameBuf) {
+        self.tunnel.send(self.out, plaintext);
     }
-}
-
-/// What somebody wants fetched.
-struct Wanted<'a> {
-    url: &'a str,
-    method: Option<&'a str>,
-    headers: Vec<(String, String)>,
-    body: Option<Vec<u8>>,
 }
 
 /// The control session's own state. It lives as long as the node; [`Control::stop`] ends what belongs to one
@@ -101,8 +75,14 @@ pub(crate) struct Control<C: Crypto> {
     started: Now,
     heartbeat: Option<Deadline>,
     proxied: BTreeMap<EffectId, Proxied<C>>,
-    streams: Streams<C>,
-    spent: Spent,
+    /// Bytes of the bodies of requests under way.
+    request_bytes: usize,
+    streams: Streams,
+    sockets: Sockets,
+    tunnels: BTreeMap<String, PublicTunnel>,
+    clients: Clients<C>,
+    flow: Flow,
+    counters: Counters,
 }
 
 impl<C: Crypto> Control<C> {
@@ -110,19 +90,35 @@ impl<C: Crypto> Control<C> {
         registration: Option<&Registration>,
         audience: Audience,
         limits: Limits,
+        before: Before,
         started: Now,
     ) -> Self {
+        let spent = Spent::new(started.unix_seconds(), before);
         Self {
             node_id: registration.map(|registration| registration.node_id.clone()).unwrap_or_default(),
             issuer_key: registration.and_then(Registration::server_key),
             audience,
-            limits,
             started,
             heartbeat: None,
             proxied: BTreeMap::new(),
+            request_bytes: 0,
             streams: Streams::default(),
-            spent: Spent::new(started.unix_seconds()),
+            sockets: Sockets::default(),
+            tunnels: BTreeMap::new(),
+            clients: Clients::new(spent, limits.max_inits, started),
+            limits,
+            flow: Flow::default(),
+            counters: Counters::default(),
         }
+    }
+
+    pub(crate) const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What a process that starts after this one must know of its tickets.
+    pub(crate) fn spent_file(&self, now: Now) -> Vec<u8> {
+        self.clients.spent().file(now.unix_seconds())
     }
 
     /// The session is up: the first heartbeat goes out at once.
@@ -130,19 +126,36 @@ impl<C: Crypto> Control<C> {
         self.heartbeat(context);
     }
 
-    /// The session is gone, and with it everybody who waited for an answer.
-    pub(crate) fn stop(&mut self, out: &mut Outbox) {
+    /// The session is gone, and with it everybody who waited for an answer on it. Clients at the local API stay.
+    pub(crate) fn stop(&mut self, context: &mut Context<'_, C>) {
         self.heartbeat = None;
-        self.streams.clear();
-        while let Some((id, _)) = self.proxied.pop_first() {
-            out.push(Output::Cancel { id });
+        self.flow.clear();
+        self.tunnels.clear();
+        for stream in self.streams.clear().into_values() {
+            match stream {
+                Stream::RawTunnel(socket) => self.drop_raw(context, socket),
+                Stream::DataPlane(client) => self.forget_client(context, client),
+                Stream::ProxySession(_) | Stream::Owner { .. } | Stream::Visitor { .. } => {}
+            }
         }
+        let of_session =
+            |(effect, proxied): (&EffectId, &Proxied<C>)| proxied.is_of_session().then_some(*effect);
+        let ended: Vec<EffectId> = self.proxied.iter().filter_map(of_session).collect();
+        for effect in ended {
+            self.cancel(context, effect);
+        }
+    }
+
+    /// The node stops: clients at the local API go as well.
+    pub(crate) fn stop_for_good(&mut self, context: &mut Context<'_, C>) {
+        self.stop(context);
+        self.stop_local_clients(context);
     }
 
     pub(crate) fn deadline(&self) -> Option<Deadline> {
         // Every request has the same time, so the oldest, which has the lowest id, is the first to be due.
         let oldest = self.proxied.first_key_value().map(|(_, proxied)| proxied.until);
-        Deadline::earlier(Deadline::earlier(self.heartbeat, oldest), self.streams.deadline())
+        Deadline::earlier(Deadline::earlier(self.heartbeat, oldest), self.clients.deadline())
     }
 
     /// Whether the effect is one of this machine's.
@@ -157,11 +170,8 @@ impl<C: Crypto> Control<C> {
         match decode_body(body, body_encoding, self.limits.max_request_body) {
             Ok(body) => {
                 let headers = headers.unwrap_or_default().into_iter().collect();
-                self.fetch(
-                    context,
-                    asker,
-                    Wanted { url: &target_url, method: method.as_deref(), headers, body },
-                );
+                let wanted = Wanted { url: &target_url, method: method.as_deref(), headers, body };
+                self.fetch(context, asker, wanted, MAX_TUNNEL_BODY);
             }
             Err(reason) => self.fail(context, asker, None, &reason),
         }
@@ -169,87 +179,112 @@ impl<C: Crypto> Control<C> {
 
     /// The server opens a stream.
     pub(crate) fn handle_stream_open(&mut self, context: &mut Context<'_, C>, open: StreamOpen) {
-        if let Err((code, text)) = self.streams.open(&open, context.now) {
+        let StreamOpen { stream_id, target } = open;
+        let Some(target) = Target::parse(&target) else {
+            let text = "this release has no streams of that kind";
             context.out.event(Event::Unsupported { what: ["a stream: ", text].concat() });
-            let answer = message::error(context.seconds(), Some(&open.stream_id), code, text);
-            context.answers.push(answer);
+            let answer =
+                message::error(context.seconds(), Some(&stream_id), "unsupported_stream_target", text);
+            return context.send(answer);
+        };
+        if self.streams.contains(&stream_id) {
+            let text = "a stream of that name is open";
+            return context.send(message::error(context.seconds(), Some(&stream_id), "stream_exists", text));
+        }
+        if self.streams.len() + self.clients.locals() >= self.limits.max_streams {
+            self.over_limit(context.out, "max-streams");
+            let text = "as many streams are open as this node takes";
+            context.send(message::error(context.seconds(), Some(&stream_id), "too_many_streams", text));
+            return self.close_stream(context, &stream_id, text);
+        }
+        self.counters.streams += 1;
+        match target {
+            Target::ProxySession => {
+                self.streams.insert(stream_id, Stream::ProxySession(Default::default()));
+            }
+            Target::DataPlane => {
+                let client = self.client_on_stream(context.now, &stream_id);
+                self.streams.insert(stream_id, Stream::DataPlane(client));
+            }
+            Target::RawTunnel { host, port } => self.open_raw(context, stream_id, &host, port),
+            Target::Owner { tunnel_id } => self.open_owner(context, stream_id, tunnel_id),
+            Target::Visitor { tunnel_id, initial_data } => {
+                self.open_visitor(context, stream_id, tunnel_id, initial_data.as_deref());
+            }
         }
     }
 
     /// Bytes of a stream.
     pub(crate) fn handle_stream_data(&mut self, context: &mut Context<'_, C>, data: StreamData) {
-        let StreamData { stream_id, data, .. } = data;
-        let Some(data) = base64::decode(&data) else {
+        let StreamData { stream_id, data: text, .. } = data;
+        let mut data = Vec::new();
+        if !base64::decode_into(&text, &mut data) {
             let text = "the data of a stream is not base64";
-            context.answers.push(message::error(context.seconds(), Some(&stream_id), "decode_failed", text));
-            return;
-        };
-        match self.streams.take(&stream_id) {
+            return context.send(message::error(context.seconds(), Some(&stream_id), "decode_failed", text));
+        }
+        drop(text);
+        match self.streams.get(&stream_id) {
+            None if self.streams.has_ended(&stream_id) => {}
             // The deployed server can send data before the open.
-            None | Some(Stream::ProxySession) => self.session_datum(context, stream_id, &data),
-            Some(Stream::DataInit { .. }) => self.data_init(context, stream_id, &data),
-            Some(Stream::DataRequest { responder, .. }) => {
-                self.data_request(context, stream_id, *responder, data);
+            None | Some(Stream::ProxySession(_)) => self.session_datum(context, stream_id, &data),
+            Some(Stream::DataPlane(client)) => {
+                let client = *client;
+                self.handle_client(context, client, data);
             }
-            // One request a connection: what follows it is nobody's.
-            Some(Stream::DataFetching) => self.streams.put(stream_id, Stream::DataFetching),
+            Some(Stream::RawTunnel(socket)) => {
+                let socket = *socket;
+                self.send_raw(context, socket, data);
+            }
+            Some(Stream::Owner { tunnel_id }) => {
+                let tunnel_id = tunnel_id.clone();
+                self.relay_owner(context, &stream_id, &tunnel_id, &data);
+            }
+            Some(Stream::Visitor { tunnel_id, number }) => {
+                let (tunnel_id, number) = (tunnel_id.clone(), *number);
+                self.relay_visitor(context, &tunnel_id, number, &data);
+            }
         }
     }
 
     /// The server closes a stream: what is under way for it is wanted by nobody.
-    pub(crate) fn handle_stream_close(&mut self, out: &mut Outbox, close: &StreamClose) {
-        self.streams.take_closed(&close.stream_id);
-        let of_stream =
-            |(_, proxied): &(&EffectId, &Proxied<C>)| proxied.asker.stream_id() == Some(&close.stream_id);
-        let ended: Vec<EffectId> = self.proxied.iter().filter(of_stream).map(|(id, _)| *id).collect();
-        for id in ended {
-            self.proxied.remove(&id);
-            out.push(Output::Cancel { id });
+    pub(crate) fn handle_stream_close(&mut self, context: &mut Context<'_, C>, close: &StreamClose) {
+        match self.streams.remove(&close.stream_id) {
+            None => {}
+            Some(Stream::ProxySession(fetches)) => {
+                for effect in fetches {
+                    self.cancel(context, effect);
+                }
+            }
+            Some(Stream::DataPlane(client)) => self.forget_client(context, client),
+            Some(Stream::RawTunnel(socket)) => self.drop_raw(context, socket),
+            Some(Stream::Owner { tunnel_id }) => self.drop_owner(context, &tunnel_id),
+            Some(Stream::Visitor { tunnel_id, number }) => self.drop_visitor(context, &tunnel_id, number),
         }
     }
 
-    /// An effect of this machine ended.
-    pub(crate) fn handle_done(
-        &mut self,
-        context: &mut Context<'_, C>,
-        effect: EffectId,
-        result: EffectResult,
-    ) {
-        let Some(Proxied { asker, origin, asked, .. }) = self.proxied.remove(&effect) else { return };
-        match result {
-            EffectResult::Fetched(Ok(response)) => {
-                let took = context.now.monotonic.saturating_sub(asked.monotonic);
-                context.out.event(Event::Proxied {
-                    origin,
-                    status: response.status,
-                    bytes: response.body.len(),
-                    duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-                });
-                self.respond(context, asker, &response);
+    /// The transport took more of what was given to it: whoever waited for that goes on.
+    pub(crate) fn handle_link_sent(&mut self, context: &mut Context<'_, C>) {
+        while let Some(source) = self.flow.pop(context.tunnel.taken()) {
+            if let Source::Socket(socket) = source {
+                self.read_more(context, socket);
             }
-            EffectResult::Fetched(Err(error)) => self.fail(context, asker, Some(origin), &explain(&error)),
-            EffectResult::Measured(_) | EffectResult::Written(_) => {
-                self.fail(context, asker, Some(origin), "not an answer to a fetch");
-            }
+        }
+        self.hold(context);
+    }
+
+    fn hold(&self, context: &mut Context<'_, C>) {
+        if let Some(hold) = self.flow.hold() {
+            context.tunnel.hold(context.now, context.out, hold);
         }
     }
 
-    /// What is due: a heartbeat, requests that took too long, streams whose client does not go on.
+    /// What is due: a heartbeat, requests that took too long, clients that do not go on.
     pub(crate) fn handle_time(&mut self, context: &mut Context<'_, C>) {
         if self.heartbeat.is_some_and(|heartbeat| heartbeat.is_due(context.now)) {
             self.heartbeat(context);
         }
-        while let Some(oldest) =
-            self.proxied.first_entry().filter(|entry| entry.get().until.is_due(context.now))
-        {
-            let (id, proxied) = oldest.remove_entry();
-            context.out.push(Output::Cancel { id });
-            let reason = format!("no answer within {} s", PROXY_TIMEOUT.as_secs());
-            self.fail(context, proxied.asker, Some(proxied.origin), &reason);
-        }
-        for stream_id in self.streams.overdue(context.now) {
-            self.close_stream(context, stream_id, "the client took too long");
-        }
+        self.fail_overdue(context);
+        self.close_slow_clients(context);
     }
 
     fn heartbeat(&mut self, context: &mut Context<'_, C>) {
@@ -264,190 +299,39 @@ impl<C: Crypto> Control<C> {
             active_requests,
             active_streams,
         };
-        context.answers.push(heartbeat.encode(now.unix_seconds()));
+        context.send(heartbeat.encode(now.unix_seconds()));
     }
 
     /// A datum of a proxy session: one request.
     fn session_datum(&mut self, context: &mut Context<'_, C>, stream_id: String, data: &[u8]) {
-        match streams::session_request(data, self.limits.max_request_body) {
+        match sessions::request(data, self.limits.max_request_body) {
             Ok(request) => {
                 let asker = Asker::Session { stream_id, id: request.id };
                 let (method, headers, body) = (request.method.as_deref(), request.headers, request.body);
-                self.fetch(context, asker, Wanted { url: &request.url, method, headers, body });
+                let wanted = Wanted { url: &request.url, method, headers, body };
+                self.fetch(context, asker, wanted, MAX_STREAM_BODY);
             }
             Err((id, reason)) => {
-                let answer = streams::session_error(id.as_ref(), "invalid_request", &reason);
-                context.answers.push(streams::datum(context.seconds(), &stream_id, &answer));
+                let answer = sessions::error(id.as_deref(), "invalid_request", &reason);
+                context.send(message::stream_data(context.seconds(), &stream_id, &answer));
             }
         }
     }
 
-    /// The first datum of a data-plane stream.
-    fn data_init(&mut self, context: &mut Context<'_, C>, stream_id: String, init: &[u8]) {
-        let crypto = context.crypto.clone();
-        match responder::accept(crypto, context.identity, &self.node_id, init, context.rng, context.now) {
-            Ok((responder, accept)) => {
-                context.answers.push(streams::datum(context.seconds(), &stream_id, &accept));
-                self.streams.put(stream_id, Stream::data_request(responder, context.now));
-            }
-            Err(error) => {
-                context.out.event(Event::ProxyFailed { origin: None, reason: error.to_string() });
-                self.close_stream(context, stream_id, "handshake failed");
-            }
-        }
+    /// The node ends a stream.
+    fn close_stream(&mut self, context: &mut Context<'_, C>, stream_id: &str, reason: &str) {
+        self.streams.remove(stream_id);
+        let close = StreamClose { stream_id: stream_id.to_string(), reason: Some(reason.to_string()) };
+        context.send(close.encode(context.now.unix_seconds()));
     }
 
-    /// The second datum: the request.
-    fn data_request(
-        &mut self,
-        context: &mut Context<'_, C>,
-        stream_id: String,
-        responder: Responder<C>,
-        mut frame: Vec<u8>,
-    ) {
-        let gate = responder::Gate {
-            issuer_key: self.issuer_key.as_ref(),
-            node_id: &self.node_id,
-            max_body: self.limits.max_request_body,
-        };
-        let mut request = match responder.open(&mut frame, gate, context.now) {
-            Ok(request) => request,
-            Err(refused) => {
-                context.out.event(Event::ProxyFailed { origin: None, reason: refused.reason });
-                if let Some(frame) = refused.frame {
-                    context.answers.push(streams::datum(context.seconds(), &stream_id, &frame));
-                }
-                return self.close_stream(context, stream_id, streams::COMPLETE);
-            }
-        };
-        // Last of all checks, so that no refusal burns a ticket. What follows may still fail, but it was paid for.
-        let url = mem::take(&mut request.target_url);
-        let method = request.method.take();
-        let (headers, body) = (mem::take(&mut request.headers), request.body.take());
-        let wanted = Wanted { url: &url, method: method.as_deref(), headers, body };
-        let spent = if self.proxied.len() >= self.limits.max_requests {
-            Err((Refusal::UpstreamError, "this node is busy"))
-        } else {
-            self.spent
-                .spend(&request.claims.jti, request.claims.iat)
-                .map_err(|_| (Refusal::Unauthorized, "the ticket was spent"))
-        };
-        match spent {
-            Ok(()) => {
-                self.streams.put(stream_id.clone(), Stream::DataFetching);
-                self.fetch(context, Asker::DataPlane { stream_id, request: Box::new(request) }, wanted);
-            }
-            Err((refusal, reason)) => {
-                context.out.event(Event::ProxyFailed { origin: None, reason: reason.to_string() });
-                let frame = request.refuse(refusal, reason);
-                context.answers.push(streams::datum(context.seconds(), &stream_id, &frame));
-                self.close_stream(context, stream_id, streams::COMPLETE);
-            }
+    /// Counts what a limit turned away, and tells the operator now and then.
+    fn over_limit(&mut self, out: &mut Outbox, limit: &str) {
+        self.counters.over_limit += 1;
+        if self.counters.over_limit.is_power_of_two() {
+            out.event(Event::OverLimit { limit: limit.to_string(), count: self.counters.over_limit });
         }
     }
-
-    /// Starts a fetch, or tells the asker why not.
-    fn fetch(&mut self, context: &mut Context<'_, C>, asker: Asker<C>, wanted: Wanted<'_>) {
-        let origin = guard::Target::parse(wanted.url).ok().map(|target| target.origin());
-        if self.proxied.len() >= self.limits.max_requests {
-            let reason =
-                format!("this node has {} requests under way, as many as it takes", self.proxied.len());
-            return self.fail(context, asker, origin, &reason);
-        }
-        let Wanted { url, method, headers, body } = wanted;
-        let bytes = body.as_ref().map_or(0, Vec::len);
-        let held: usize = self.proxied.values().map(|proxied| proxied.bytes).sum();
-        if bytes > 0 && held.saturating_add(bytes) > MAX_REQUEST_BODIES {
-            return self.fail(
-                context,
-                asker,
-                origin,
-                "this node has as many large requests under way as it takes",
-            );
-        }
-        let request = guard::Request { url, method, headers, body };
-        let max_body = self.limits.max_response_body.min(match asker {
-            Asker::Tunnel { .. } => MAX_TUNNEL_BODY,
-            Asker::Session { .. } | Asker::DataPlane { .. } => MAX_STREAM_BODY,
-        });
-        match guard::fetch(request, self.audience, PROXY_TIMEOUT, max_body) {
-            Ok((target, fetch)) => {
-                let effect = context.out.perform(Effect::Fetch(fetch));
-                let until = context.now.deadline(PROXY_TIMEOUT, Reason::ProxyRequest);
-                let proxied = Proxied { asker, origin: target.origin(), bytes, asked: context.now, until };
-                self.proxied.insert(effect, proxied);
-            }
-            Err(refused) => self.fail(context, asker, origin, &refused.to_string()),
-        }
-    }
-
-    fn respond(&mut self, context: &mut Context<'_, C>, asker: Asker<C>, response: &Response) {
-        let seconds = context.seconds();
-        let answer = match asker {
-            Asker::Tunnel { reply_to } => {
-                let Response { status, reason, headers, body } = response;
-                let tunnel = Some((seconds, reply_to.as_str()));
-                let answer = message::encode_proxy_response(tunnel, *status, reason, headers, body);
-                if answer.plaintext().len() > MAX_PLAINTEXT {
-                    let reason =
-                        format!("the response has {} bytes and does not fit in one frame", body.len());
-                    return self.fail(context, Asker::Tunnel { reply_to }, None, &reason);
-                }
-                answer
-            }
-            Asker::Session { stream_id, id } => {
-                let datum = streams::session_response(id.as_ref(), response);
-                streams::datum(seconds, &stream_id, &datum)
-            }
-            Asker::DataPlane { stream_id, request } => {
-                let frame = request.respond(response);
-                context.answers.push(streams::datum(seconds, &stream_id, &frame));
-                return self.close_stream(context, stream_id, streams::COMPLETE);
-            }
-        };
-        context.answers.push(answer);
-    }
-
-    fn fail(&mut self, context: &mut Context<'_, C>, asker: Asker<C>, origin: Option<String>, reason: &str) {
-        context.out.event(Event::ProxyFailed { origin, reason: reason.to_string() });
-        let seconds = context.seconds();
-        match asker {
-            Asker::Tunnel { reply_to } => {
-                context.answers.push(message::error(seconds, Some(&reply_to), "proxy_failed", reason));
-            }
-            Asker::Session { stream_id, id } => {
-                let datum = streams::session_error(id.as_ref(), "fetch_failed", reason);
-                context.answers.push(streams::datum(seconds, &stream_id, &datum));
-            }
-            Asker::DataPlane { stream_id, request } => {
-                let frame = request.refuse(Refusal::UpstreamError, reason);
-                context.answers.push(streams::datum(seconds, &stream_id, &frame));
-                self.close_stream(context, stream_id, streams::COMPLETE);
-            }
-        }
-    }
-
-    fn close_stream(&mut self, context: &mut Context<'_, C>, stream_id: String, reason: &str) {
-        self.streams.take_closed(&stream_id);
-        let close = StreamClose { stream_id, reason: Some(reason.to_string()) };
-        context.answers.push(close.encode(context.seconds()));
-    }
-}
-
-/// What the asker is told of a fetch that failed: the kind first, so that it reads well without the detail.
-fn explain(error: &FetchError) -> String {
-    let kind = match error.kind {
-        FetchErrorKind::Url | FetchErrorKind::Forbidden => "refused",
-        FetchErrorKind::Resolve => "the name does not resolve",
-        FetchErrorKind::Connect => "cannot connect",
-        FetchErrorKind::Tls => "TLS failed",
-        FetchErrorKind::Timeout => "timed out",
-        FetchErrorKind::Protocol => "the target broke HTTP",
-        FetchErrorKind::TooLarge => "the response is too large",
-        FetchErrorKind::Cancelled => "cancelled",
-        FetchErrorKind::Busy => "this node is busy",
-    };
-    if error.detail.is_empty() { kind.to_string() } else { format!("{kind}: {}", printable(&error.detail)) }
 }
 
 /// This release installs no updates: it is ready only for what it is already.

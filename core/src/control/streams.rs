@@ -1,204 +1,183 @@
-//! Streams (protocol.md section 9): which are open, how far each has come, and what a proxy session says.
+//! The streams of a session (protocol.md section 9): which are open, and what each is.
 
-use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
-use alloc::string::{String, ToString as _};
-use alloc::vec::Vec;
+use alloc::borrow::Cow;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::String;
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
 
-use crate::crypto::Crypto;
-use crate::data_plane::responder::Responder;
-use crate::io::Response;
-use crate::limits::{DATA_PLANE_STEP, MAX_STREAMS};
-use crate::time::{Deadline, Now, Reason};
-use crate::wire::base64;
-use crate::wire::frame::FrameBuf;
-use crate::wire::message::{BodyEncoding, StreamOpen, decode_body, joined_headers};
-
-/// Why a data-plane stream is closed when all went well, and when the client was told what did not.
-pub(super) const COMPLETE: &str = "data-plane complete";
+use super::clients::ClientId;
+use crate::io::{EffectId, SocketId};
+use crate::limits::{MAX_ENDED_STREAMS, MAX_ID};
 
 /// An open stream.
-#[derive(Debug)]
-pub(super) enum Stream<C: Crypto> {
-    /// Each datum is a request.
-    ProxySession,
-    /// A data-plane connection that waits for its `data_init`.
-    DataInit { until: Deadline },
-    /// One that waits for its request.
-    DataRequest { responder: Box<Responder<C>>, until: Deadline },
-    /// One whose request is being fetched; that has a deadline of its own.
-    DataFetching,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stream {
+    /// Each datum is a request; these are under way.
+    ProxySession(BTreeSet<EffectId>),
+    /// A TCP connection.
+    RawTunnel(SocketId),
+    /// Whoever owns a public tunnel.
+    Owner {
+        /// The tunnel's name.
+        tunnel_id: String,
+    },
+    /// Somebody who came through a public tunnel.
+    Visitor {
+        /// The tunnel's name.
+        tunnel_id: String,
+        /// The visitor's number among the owner's.
+        number: u32,
+    },
+    /// A client of the data plane.
+    DataPlane(ClientId),
 }
 
-impl<C: Crypto> Stream<C> {
-    pub(super) fn data_request(responder: Responder<C>, now: Now) -> Self {
-        let until = now.deadline(DATA_PLANE_STEP, Reason::DataPlaneStep);
-        Self::DataRequest { responder: Box::new(responder), until }
-    }
+/// What a `stream_open` asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Target<'a> {
+    ProxySession,
+    DataPlane,
+    RawTunnel { host: String, port: u16 },
+    Owner { tunnel_id: String },
+    Visitor { tunnel_id: String, initial_data: Option<Cow<'a, str>> },
+}
 
-    const fn until(&self) -> Option<Deadline> {
-        match self {
-            Self::DataInit { until } | Self::DataRequest { until, .. } => Some(*until),
-            Self::ProxySession | Self::DataFetching => None,
+impl<'a> Target<'a> {
+    /// Reads a `target`: `proxy-session`, or JSON. `None` for one that this node does not know.
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Members<'a> {
+            kind: String,
+            host: Option<String>,
+            port: Option<u16>,
+            tunnel_id: Option<String>,
+            #[serde(borrow)]
+            initial_data: Option<Cow<'a, str>>,
+        }
+        if text == "proxy-session" {
+            return Some(Self::ProxySession);
+        }
+        let Members { kind, host, port, tunnel_id, initial_data } = serde_json::from_str(text).ok()?;
+        let tunnel_id = tunnel_id.filter(|id| !id.is_empty() && id.len() <= MAX_ID);
+        match kind.as_str() {
+            "data-plane" => Some(Self::DataPlane),
+            "raw-tunnel" => Some(Self::RawTunnel { host: host?, port: port? }),
+            "public-tunnel-owner" => Some(Self::Owner { tunnel_id: tunnel_id? }),
+            "public-tunnel-stream" => Some(Self::Visitor { tunnel_id: tunnel_id?, initial_data }),
+            _ => None,
         }
     }
 }
 
-/// The open streams of a session.
-#[derive(Debug)]
-pub(super) struct Streams<C: Crypto> {
-    open: BTreeMap<String, Stream<C>>,
+/// The open streams by their names, and the names of those that have just ended.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    open: BTreeMap<String, Stream>,
+    /// What is still on its way for these is nobody's; without them it would be taken for a proxy session's, because
+    /// the deployed server can send data before the open.
+    ended: VecDeque<String>,
+    ended_names: BTreeSet<String>,
 }
 
-impl<C: Crypto> Default for Streams<C> {
-    fn default() -> Self {
-        Self { open: BTreeMap::new() }
-    }
-}
-
-/// A `target` that is JSON.
-#[derive(Deserialize)]
-struct Target {
-    kind: String,
-}
-
-impl<C: Crypto> Streams<C> {
+impl Streams {
     pub(super) fn len(&self) -> usize {
         self.open.len()
     }
 
-    pub(super) fn clear(&mut self) {
-        self.open.clear();
+    pub(super) fn get(&self, stream_id: &str) -> Option<&Stream> {
+        self.open.get(stream_id)
     }
 
-    pub(super) fn deadline(&self) -> Option<Deadline> {
-        self.open.values().filter_map(Stream::until).min_by_key(|until| until.at)
+    pub(super) fn get_mut(&mut self, stream_id: &str) -> Option<&mut Stream> {
+        self.open.get_mut(stream_id)
     }
 
-    /// The streams whose client took too long.
-    pub(super) fn overdue(&self, now: Now) -> Vec<String> {
-        let is_due = |stream: &Stream<C>| stream.until().is_some_and(|until| until.is_due(now));
-        self.open.iter().filter(|(_, stream)| is_due(stream)).map(|(id, _)| id.clone()).collect()
+    pub(super) fn contains(&self, stream_id: &str) -> bool {
+        self.open.contains_key(stream_id)
     }
 
-    /// Opens a stream; the error is a code and a text for the server.
-    pub(super) fn open(&mut self, open: &StreamOpen, now: Now) -> Result<(), (&'static str, &'static str)> {
-        let unsupported = ("unsupported_stream_target", "this release has no streams of that kind");
-        let stream = if open.target == "proxy-session" {
-            Stream::ProxySession
-        } else {
-            let target: Target = serde_json::from_str(&open.target).map_err(|_| unsupported)?;
-            match target.kind.as_str() {
-                "data-plane" => {
-                    Stream::DataInit { until: now.deadline(DATA_PLANE_STEP, Reason::DataPlaneStep) }
-                }
-                _ => return Err(unsupported),
-            }
-        };
-        if self.open.contains_key(&open.stream_id) {
-            return Err(("stream_exists", "a stream of that name is open"));
+    pub(super) fn has_ended(&self, stream_id: &str) -> bool {
+        self.ended_names.contains(stream_id)
+    }
+
+    pub(super) fn insert(&mut self, stream_id: String, stream: Stream) {
+        // A name that is used again lives again.
+        if self.ended_names.remove(&stream_id) {
+            self.ended.retain(|ended| *ended != stream_id);
         }
-        if self.open.len() >= MAX_STREAMS {
-            return Err(("too_many_streams", "as many streams are open as this node takes"));
-        }
-        self.put(open.stream_id.clone(), stream);
-        Ok(())
-    }
-
-    /// The stream of that name; a proxy session stays open, the others are put back by whoever takes them on.
-    pub(super) fn take(&mut self, stream_id: &str) -> Option<Stream<C>> {
-        match self.open.get(stream_id)? {
-            Stream::ProxySession => Some(Stream::ProxySession),
-            _ => self.open.remove(stream_id),
-        }
-    }
-
-    pub(super) fn put(&mut self, stream_id: String, stream: Stream<C>) {
         self.open.insert(stream_id, stream);
     }
 
-    pub(super) fn take_closed(&mut self, stream_id: &str) {
-        self.open.remove(stream_id);
+    pub(super) fn remove(&mut self, stream_id: &str) -> Option<Stream> {
+        let (stream_id, stream) = self.open.remove_entry(stream_id)?;
+        if self.ended.len() >= MAX_ENDED_STREAMS {
+            if let Some(oldest) = self.ended.pop_front() {
+                self.ended_names.remove(&oldest);
+            }
+        }
+        self.ended_names.insert(stream_id.clone());
+        self.ended.push_back(stream_id);
+        Some(stream)
+    }
+
+    /// The session is gone: the names begin anew.
+    pub(super) fn clear(&mut self) -> BTreeMap<String, Stream> {
+        self.ended.clear();
+        self.ended_names.clear();
+        core::mem::take(&mut self.open)
     }
 }
 
-/// One request of a proxy session.
-#[derive(Debug, PartialEq)]
-pub(super) struct SessionRequest {
-    pub(super) id: Option<Value>,
-    pub(super) url: String,
-    pub(super) method: Option<String>,
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) body: Option<Vec<u8>>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+    use alloc::string::ToString as _;
 
-/// Reads a datum of a proxy session. The error has the asker's `id`, where it could be read, and the message.
-pub(super) fn session_request(
-    data: &[u8],
-    max_body: usize,
-) -> Result<SessionRequest, (Option<Value>, String)> {
-    #[derive(Deserialize)]
-    struct Datum {
-        url: Option<String>,
-        method: Option<String>,
-        headers: Option<BTreeMap<String, String>>,
-        body: Option<Value>,
-        #[serde(default)]
-        body_encoding: BodyEncoding,
+    #[test]
+    fn every_target_of_the_protocol_is_read_and_nothing_else() {
+        assert_eq!(Target::parse("proxy-session"), Some(Target::ProxySession));
+        assert_eq!(Target::parse(r#"{"kind":"data-plane"}"#), Some(Target::DataPlane));
+        assert_eq!(
+            Target::parse(r#"{"kind":"raw-tunnel","host":"h","port":22}"#),
+            Some(Target::RawTunnel { host: "h".into(), port: 22 })
+        );
+        let tunnel_id = || "full-spit".to_string();
+        assert_eq!(
+            Target::parse(r#"{"kind":"public-tunnel-owner","tunnel_id":"full-spit"}"#),
+            Some(Target::Owner { tunnel_id: tunnel_id() })
+        );
+        assert_eq!(
+            Target::parse(r#"{"kind":"public-tunnel-stream","tunnel_id":"full-spit","initial_data":"aGk="}"#),
+            Some(Target::Visitor { tunnel_id: tunnel_id(), initial_data: Some("aGk=".into()) })
+        );
+        for text in [
+            "",
+            "data-plane",
+            "[]",
+            "{}",
+            r#"{"kind":"dance"}"#,
+            r#"{"kind":"raw-tunnel","host":"h"}"#,
+            r#"{"kind":"raw-tunnel","host":"h","port":65536}"#,
+            r#"{"kind":"public-tunnel-owner"}"#,
+            r#"{"kind":"public-tunnel-owner","tunnel_id":""}"#,
+            &format!(r#"{{"kind":"public-tunnel-stream","tunnel_id":"{}"}}"#, "x".repeat(MAX_ID + 1)),
+        ] {
+            assert_eq!(Target::parse(text), None, "{text}");
+        }
     }
-    let value: Value =
-        serde_json::from_slice(data).map_err(|_| (None, "Message must be valid JSON".to_string()))?;
-    let id = value.get("id").filter(|id| id.is_string() || id.is_number()).cloned();
-    let invalid = |reason: String| (id.clone(), reason);
-    let datum = Datum::deserialize(&value).map_err(|error| invalid(error.to_string()))?;
-    let url = datum.url.ok_or_else(|| invalid("Missing required field: url".to_string()))?;
-    let body = match datum.body {
-        None | Some(Value::Null) => None,
-        Some(Value::String(text)) => Some(text),
-        Some(value) => Some(value.to_string()),
-    };
-    let body = decode_body(body, datum.body_encoding, max_body).map_err(invalid)?;
-    let headers = datum.headers.unwrap_or_default().into_iter().collect();
-    Ok(SessionRequest { id, url, method: datum.method, headers, body })
-}
 
-/// The datum of a response in a proxy session.
-pub(super) fn session_response(id: Option<&Value>, response: &Response) -> Vec<u8> {
-    let mut datum = with_id(id);
-    datum.insert("status".to_string(), response.status.into());
-    datum.insert("headers".to_string(), json!(joined_headers(&response.headers)));
-    datum.insert("body".to_string(), base64::encode(&response.body).into());
-    datum.insert("body_encoding".to_string(), "base64".into());
-    datum.insert("meta".to_string(), json!({"served_by": "node-control"}));
-    Value::Object(datum).to_string().into_bytes()
-}
-
-/// The datum of an error in a proxy session.
-pub(super) fn session_error(id: Option<&Value>, error: &str, message: &str) -> Vec<u8> {
-    let mut datum = with_id(id);
-    datum.insert("error".to_string(), error.into());
-    datum.insert("message".to_string(), message.into());
-    Value::Object(datum).to_string().into_bytes()
-}
-
-fn with_id(id: Option<&Value>) -> Map<String, Value> {
-    id.map(|id| ("id".to_string(), id.clone())).into_iter().collect()
-}
-
-/// The plaintext of a `stream_data`, its bytes encoded where they will be sealed.
-pub(super) fn datum(unix_seconds: u64, stream_id: &str, bytes: &[u8]) -> FrameBuf {
-    let head = json!({
-        "type": "stream_data", "timestamp": unix_seconds, "stream_id": stream_id, "encoding": "base64",
-    });
-    let head = head.to_string();
-    let encoded = bytes.len().div_ceil(3).saturating_mul(4);
-    let mut out = FrameBuf::with_capacity(head.len().saturating_add(encoded).saturating_add(16));
-    out.extend(head.trim_end_matches('}').as_bytes());
-    out.extend(b",\"data\":\"");
-    out.extend_base64(bytes);
-    out.extend(b"\"}");
-    out
+    #[test]
+    fn the_names_of_ended_streams_are_remembered_within_a_bound() {
+        let mut streams = Streams::default();
+        for number in 0..=MAX_ENDED_STREAMS {
+            streams.insert(number.to_string(), Stream::ProxySession(BTreeSet::new()));
+            assert!(streams.remove(&number.to_string()).is_some());
+        }
+        assert!(!streams.has_ended("0") && streams.has_ended("1"));
+        assert_eq!((streams.ended.len(), streams.ended_names.len()), (MAX_ENDED_STREAMS, MAX_ENDED_STREAMS));
+        streams.insert("1".to_string(), Stream::ProxySession(BTreeSet::new()));
+        assert!(streams.contains("1") && !streams.has_ended("1"));
+    }
 }

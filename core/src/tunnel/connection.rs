@@ -78,6 +78,17 @@ pub(crate) struct Tunnel<C: Crypto> {
     backoff: Backoff,
     next_link: u64,
     bad_frames: u64,
+    traffic: Traffic,
+}
+
+/// How much of what was given to the current link it has taken, and whether it is held.
+#[derive(Clone, Copy, Debug, Default)]
+struct Traffic {
+    /// Payload bytes given, since the link was opened.
+    given: u64,
+    /// Payload bytes taken.
+    taken: u64,
+    held: bool,
 }
 
 impl<C: Crypto> fmt::Debug for Tunnel<C> {
@@ -103,6 +114,7 @@ impl<C: Crypto> Tunnel<C> {
             backoff: Backoff::default(),
             next_link: 0,
             bad_frames: 0,
+            traffic: Traffic::default(),
         }
     }
 
@@ -128,6 +140,7 @@ impl<C: Crypto> Tunnel<C> {
         let link = LinkId(self.next_link);
         self.next_link += 1;
         self.bad_frames = 0;
+        self.traffic = Traffic::default();
         let url = self.settings.url.clone();
         context.out.event(Event::Connecting { url: url.clone(), attempt: self.backoff.attempt() });
         context.out.push(Output::OpenLink { link, url });
@@ -154,7 +167,7 @@ impl<C: Crypto> Tunnel<C> {
             context.rng,
             context.now,
         );
-        context.out.push(Output::Send { link, data });
+        self.give(context.out, link, data);
         let until = context.now.deadline(HANDSHAKE_TIMEOUT, Reason::Handshake);
         self.state = State::Handshaking { link, handshake, until };
     }
@@ -293,8 +306,47 @@ impl<C: Crypto> Tunnel<C> {
             out.event(Event::NotSent { length });
             return false;
         }
-        out.push(Output::Send { link: *link, data: session.seal(FrameType::Data, plaintext) });
+        let (link, data) = (*link, session.seal(FrameType::Data, plaintext));
+        self.give(out, link, data);
         true
+    }
+
+    fn give(&mut self, out: &mut Outbox, link: LinkId, data: Vec<u8>) {
+        self.traffic.given = self.traffic.given.saturating_add(data.len() as u64);
+        out.push(Output::Send { link, data });
+    }
+
+    /// The transport took so many bytes; whether that was the current link's.
+    pub(crate) fn handle_sent(&mut self, now: Now, link: LinkId, bytes: usize) -> bool {
+        if self.link() != Some(link) {
+            return false;
+        }
+        self.traffic.taken = self.traffic.taken.saturating_add(bytes as u64);
+        // While nothing is read there is no other sign of life; and that there is none is not the server's fault.
+        if let (true, State::Up { silence, .. }) = (self.traffic.held, &mut self.state) {
+            *silence = now.deadline(self.settings.silence_limit, Reason::Silence);
+        }
+        true
+    }
+
+    /// Where in the current link's traffic the last message given ends.
+    pub(crate) const fn given(&self) -> u64 {
+        self.traffic.given
+    }
+
+    /// How far into the current link's traffic the transport is.
+    pub(crate) const fn taken(&self) -> u64 {
+        self.traffic.taken
+    }
+
+    /// Has the link read no more, or again.
+    pub(crate) fn hold(&mut self, now: Now, out: &mut Outbox, hold: bool) {
+        let State::Up { link, silence, .. } = &mut self.state else { return };
+        if self.traffic.held != hold {
+            self.traffic.held = hold;
+            *silence = now.deadline(self.settings.silence_limit, Reason::Silence);
+            out.push(Output::HoldLink { link: *link, hold });
+        }
     }
 
     /// Ends the tunnel in good order, for good.
@@ -393,7 +445,8 @@ impl<C: Crypto> Tunnel<C> {
 
     fn send_frame(&mut self, context: &mut Context<'_, C>, kind: FrameType, plaintext: FrameBuf) {
         if let State::Greeting { link, session, .. } | State::Up { link, session, .. } = &mut self.state {
-            context.out.push(Output::Send { link: *link, data: session.seal(kind, plaintext) });
+            let (link, data) = (*link, session.seal(kind, plaintext));
+            self.give(context.out, link, data);
         }
     }
 

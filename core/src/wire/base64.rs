@@ -38,9 +38,23 @@ pub fn encode_into(bytes: &[u8], out: &mut Vec<u8>) {
 /// Either alphabet (not both in one text), padding optional. `None` when it is not base64.
 #[must_use]
 pub fn decode(text: &str) -> Option<Vec<u8>> {
-    let engine =
-        if text.bytes().any(|b| matches!(b, b'-' | b'_')) { &LENIENT_URL } else { &LENIENT_STANDARD };
-    engine.decode(text).ok()
+    let mut out = Vec::new();
+    decode_into(text, &mut out).then_some(out)
+}
+
+/// Like [`decode`], appended to `out`; `false`, and nothing appended, when it is not base64.
+#[must_use]
+pub fn decode_into(text: &str, out: &mut Vec<u8>) -> bool {
+    let start = out.len();
+    // The usual alphabet first: to look for the other one would cost as much as decoding.
+    let decoded = LENIENT_STANDARD.decode_vec(text, out).is_ok() || {
+        out.truncate(start);
+        LENIENT_URL.decode_vec(text, out).is_ok()
+    };
+    if !decoded {
+        out.truncate(start);
+    }
+    decoded
 }
 
 /// Like [`decode`], for exactly `N` bytes. Takes no memory for a text of another length.

@@ -514,6 +514,23 @@ pub(crate) fn joined_headers(headers: &[(String, String)]) -> BTreeMap<String, S
     out
 }
 
+/// The plaintext of a `stream_data` (section 9), its bytes encoded where they will be sealed.
+#[must_use]
+pub fn stream_data(unix_seconds: u64, stream_id: &str, bytes: &[u8]) -> FrameBuf {
+    // The name is the other side's: it is escaped by whoever knows how. Serialising text cannot fail.
+    let stream_id = serde_json::to_string(stream_id).unwrap_or_default();
+    let encoded = bytes.len().div_ceil(3).saturating_mul(4);
+    let mut out = FrameBuf::with_capacity(encoded.saturating_add(stream_id.len()).saturating_add(96));
+    out.extend(b"{\"type\":\"stream_data\",\"timestamp\":");
+    out.extend(unix_seconds.to_string().as_bytes());
+    out.extend(b",\"stream_id\":");
+    out.extend(stream_id.as_bytes());
+    out.extend(b",\"data\":\"");
+    out.extend_base64(bytes);
+    out.extend(b"\",\"encoding\":\"base64\"}");
+    out
+}
+
 /// The plaintext of an `error`.
 #[must_use]
 pub fn error(unix_seconds: u64, reply_to: Option<&str>, code: &str, message: &str) -> FrameBuf {
@@ -650,6 +667,14 @@ mod tests {
             })
         );
         assert!(matches!(Message::parse(plaintext.plaintext()), Ok(Message::ProxyResponse(_))));
+    }
+
+    #[test]
+    fn stream_data_is_the_message_its_type_says() {
+        let plaintext = stream_data(7, "s\"1", b"\xff\x00data");
+        let data =
+            StreamData { stream_id: "s\"1".into(), data: "/wBkYXRh".into(), encoding: Some("base64".into()) };
+        assert_eq!(Message::parse(plaintext.plaintext()), Ok(Message::StreamData(data)));
     }
 
     #[test]

@@ -5,3 +5,4 @@ pub mod canonical;
 pub mod frame;
 pub mod hex;
 pub mod message;
+pub mod mux;

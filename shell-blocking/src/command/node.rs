@@ -32,7 +32,7 @@ pub(super) fn eval<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup
     let state_dir = setup.open_state_dir()?;
     let registration = state_dir.registration()?;
     register::check(sources, &state_dir, registration.as_ref())?;
-    let serving = Serving { max_requests: Limits::default().max_requests, allow_private_targets: false };
+    let serving = Serving { limits: Limits::default(), allow_private_targets: false };
     let tunnel = Some((Mode::Eval, tunnel));
     let plan = Plan { tunnel, serving, listen: None, registration, state_dir, _lock: None };
     let finish = drive(runtime, sources, setup, plan)?;
@@ -109,17 +109,15 @@ fn drive<R: Runtime>(
     let registration = plan.registration;
     // The key in the registration signs tickets. That the server signs its handshakes with it, or at all, is for the
     // operator to say (protocol.md section 3): a node that assumed it could not connect to a server that does not.
-    let (mode, tunnel_url, server_key, candidate_id, mut limits) = match plan.tunnel {
-        Some((mode, tunnel)) => (
-            Some(mode),
-            tunnel.url.as_str().to_string(),
-            tunnel.server_key,
-            tunnel.candidate_id,
-            tunnel.limits,
-        ),
-        None => (None, String::new(), None, None, Limits::default()),
+    let mut limits = plan.serving.limits;
+    let (mode, tunnel_url, server_key, candidate_id) = match plan.tunnel {
+        Some((mode, tunnel)) => {
+            limits.ping_interval = tunnel.limits.ping_interval;
+            limits.silence_limit = tunnel.limits.silence_limit;
+            (Some(mode), tunnel.url.as_str().to_string(), tunnel.server_key, tunnel.candidate_id)
+        }
+        None => (None, String::new(), None, None),
     };
-    limits.max_requests = plan.serving.max_requests;
     let config = Config {
         mode,
         tunnel_url,
@@ -130,6 +128,7 @@ fn drive<R: Runtime>(
         manifest,
         limits,
         allow_private_targets: plan.serving.allow_private_targets,
+        spent_before: plan.state_dir.spent_before(),
     };
     system::raise_file_limit();
     let seed = system::seed().map_err(Failure::internal)?;

@@ -62,6 +62,14 @@ macro_rules! subcommand {
     (@group $name:ident $command:tt $about:tt $example:tt [serving $($rest:ident)*] {$($seen:tt)*}) => {
         subcommand! { @group $name $command $about $example [$($rest)*] {$($seen)*
             (max_requests "N" "requests under way at once, 1 to 4096 (CONSENSUS_MAX_REQUESTS; default 256)")
+            (max_streams "N" "streams and connections at /connect open at once, 1 to 4096 (CONSENSUS_MAX_STREAMS; default 1024)")
+            (max_inits "N" "data-plane handshakes a second that lead to no paid request, 1 to 100000 (CONSENSUS_MAX_INITS; default 500)")
+            (max_request_body "MIB" "largest body of a request, 1 to 50 (CONSENSUS_MAX_REQUEST_BODY; default 10)")
+            (max_response_body "MIB" "largest body of a response, 1 to 50; what has to fit in a frame stays under 12 (CONSENSUS_MAX_RESPONSE_BODY; default 50)")
+            (max_head "KIB" "largest head of a response, 1 to 64 (CONSENSUS_MAX_HEAD; default 64)")
+            (connect_seconds "N" "for a connection to a target, 1 to 30 (CONSENSUS_CONNECT_SECONDS; default 10)")
+            (first_byte_seconds "N" "for a target to begin its answer, 1 to 30 (CONSENSUS_FIRST_BYTE_SECONDS; default 30)")
+            (request_seconds "N" "for a whole request, 1 to 30 (CONSENSUS_REQUEST_SECONDS; default 30)")
             (allow_private_targets "let strangers reach private addresses through this node: for a lab only")
         } }
     };

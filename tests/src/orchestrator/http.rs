@@ -15,11 +15,10 @@ use consensus_core::wire::message::{BodyEncoding, ProxyRequest};
 use http_types::headers::HeaderValue;
 use http_types::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
+use smol::future;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use smol::{channel, future};
 
 use super::state::{EmailCheck, NodeRecord};
-use super::tunnel::Command;
 use super::{Record, Shared};
 use crate::conn::Conn;
 
@@ -327,24 +326,21 @@ async fn proxy(shared: &Shared, node_id: &str, body: &Value) -> Reply {
         Ok(request) => request,
         Err(error) => return failure(400, "invalid_request", &error.to_string()),
     };
-    let commands = match shared.state().attached.get(node_id) {
-        Some(attached) => attached.commands.clone(),
-        None => return failure(502, "node_offline", "the node has no control tunnel"),
+    let Some(fetched) = shared.fetch(node_id, request) else {
+        return failure(502, "node_offline", "the node has no control tunnel");
     };
-    let (sender, answered) = channel::bounded(1);
-    let sent = commands.send(Command::Proxy(request, sender)).await;
     // A bad server may never look at what it is told to send.
-    let answer = future::or(async { answered.recv().await.ok() }, async {
+    let answer = future::or(async { fetched.recv().await.ok() }, async {
         smol::Timer::after(PROXY_TIMEOUT * 2).await;
         None
     });
-    match (sent, answer.await) {
-        (Ok(()), Some(Ok(response))) => (
+    match answer.await {
+        Some(Ok(response)) => (
             200,
             json!({ "success": true, "status": response.status, "status_text": response.status_text,
                 "headers": response.headers, "body": response.body, "body_encoding": response.body_encoding }),
         ),
-        (Ok(()), Some(Err(failed))) => {
+        Some(Err(failed)) => {
             use consensus_core::peer::orchestrator::ProxyFailure;
             match &failed {
                 ProxyFailure::TimedOut => failure(504, "node_timeout", &failed.to_string()),
@@ -352,6 +348,6 @@ async fn proxy(shared: &Shared, node_id: &str, body: &Value) -> Reply {
                 ProxyFailure::NotSent => failure(503, "not_sent", &failed.to_string()),
             }
         }
-        _ => failure(502, "node_disconnected", "the tunnel ended before the answer"),
+        None => failure(502, "node_disconnected", "the tunnel ended before the answer"),
     }
 }

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant, SystemTime};
 use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::pure::Pure;
-use consensus_core::peer::orchestrator::{Input, Offer};
+use consensus_core::peer::orchestrator::{Input, Offer, ProxyFailure};
 use consensus_core::time::Now;
+use consensus_core::wire::message::{ProxyRequest, ProxyResponse};
 use futures_rustls::TlsAcceptor;
-use smol::{Async, future};
+use smol::{Async, channel, future};
 
 pub use self::record::{Journal, Record};
 pub use self::state::NodeRecord;
@@ -26,6 +27,9 @@ use self::state::{Saved, State};
 use crate::background::Background;
 use crate::conn::Conn;
 use crate::options::{Bad, Options};
+
+/// What comes of a proxied request.
+pub type Fetched = Result<ProxyResponse, ProxyFailure>;
 
 /// What all connections share.
 struct Shared {
@@ -72,6 +76,14 @@ impl Shared {
             }
             None => how.clone(),
         }
+    }
+
+    fn fetch(&self, node_id: &str, request: ProxyRequest) -> Option<channel::Receiver<Fetched>> {
+        let (sender, fetched) = channel::bounded(1);
+        let state = self.state();
+        let commands = &state.attached.get(node_id)?.commands;
+        commands.try_send(tunnel::Command::Proxy(request, sender)).ok()?;
+        Some(fetched)
     }
 
     /// Writes the state file, where there is one; a failure is told and survived.
@@ -234,6 +246,12 @@ impl Orchestrator {
     #[must_use]
     pub fn attached(&self) -> Vec<String> {
         self.shared.state().attached.keys().cloned().collect()
+    }
+
+    /// Has a node's control session fetch something; what comes of it arrives at the receiver, or nothing does when
+    /// the session ends. `None` when the node has none.
+    pub fn fetch(&self, node_id: &str, request: ProxyRequest) -> Option<channel::Receiver<Fetched>> {
+        self.shared.fetch(node_id, request)
     }
 
     /// Gives a node's control session an input; `false` when the node has none.

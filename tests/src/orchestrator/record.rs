@@ -105,6 +105,7 @@ pub struct Journal {
     kept: Mutex<Kept>,
     changed: Condvar,
     print: bool,
+    leaves_messages_out: bool,
 }
 
 impl fmt::Debug for Journal {
@@ -118,6 +119,17 @@ impl Journal {
     #[must_use]
     pub fn new(print: bool) -> Self {
         Self { print, ..Self::default() }
+    }
+
+    /// An empty journal that keeps no [`Record::Message`]: for measurements, which reading each message would be
+    /// most of.
+    #[must_use]
+    pub fn without_messages() -> Self {
+        Self { leaves_messages_out: true, ..Self::default() }
+    }
+
+    pub(super) fn keeps_messages(&self) -> bool {
+        !self.leaves_messages_out
     }
 
     pub(super) fn add(&self, record: Record) {

@@ -13,13 +13,11 @@ use consensus_core::crypto::pem;
 use consensus_core::crypto::pure::Pure;
 use consensus_core::limits::{HANDSHAKE_TIMEOUT, MAX_MESSAGE};
 use consensus_core::peer::handshake::{Accepted, Reject, accept};
-use consensus_core::peer::orchestrator::{
-    Event, Input, Orchestrator as Machine, Output, ProxyFailure, Terms,
-};
+use consensus_core::peer::orchestrator::{Event, Input, Orchestrator as Machine, Output, Terms};
 use consensus_core::time::Now;
 use consensus_core::tunnel::Mode;
 use consensus_core::wire::frame::FrameBuf;
-use consensus_core::wire::message::{ProxyRequest, ProxyResponse};
+use consensus_core::wire::message::ProxyRequest;
 use serde_json::Value;
 use smol::channel::{self, Receiver, Sender};
 use smol::future;
@@ -27,7 +25,7 @@ use smol::io::AsyncWriteExt as _;
 use smol::stream::StreamExt as _;
 
 use super::state::Attached;
-use super::{Record, Shared};
+use super::{Fetched, Record, Shared};
 use crate::conn::Conn;
 use crate::options::Bad;
 
@@ -42,7 +40,7 @@ pub(super) enum Command {
     /// Anything the machine takes.
     Input(Input),
     /// A proxied request, and where its end is to be told.
-    Proxy(ProxyRequest, Sender<Result<ProxyResponse, ProxyFailure>>),
+    Proxy(ProxyRequest, Sender<Fetched>),
 }
 
 /// What goes out, in order.
@@ -195,7 +193,7 @@ impl Link {
             max_event_loop_p99_ns: options.max_event_loop_p99_ms * 1e6,
             required_manifest: self.shared.state().required.clone(),
             admits: !options.refuse_eval,
-            tells_plaintexts: true,
+            tells_plaintexts: self.shared.journal.keeps_messages(),
             ..Terms::default()
         };
         let (rng, now) = (self.shared.fork_rng(), self.shared.now());

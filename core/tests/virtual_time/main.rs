@@ -1,27 +1,24 @@
 //! Whole nodes against a whole server, in virtual time.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod streams;
 mod world;
 
 use std::time::Duration;
 
+use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::pure::Pure;
-use consensus_core::crypto::{Crypto as _, Drbg};
-use consensus_core::data_plane::dedupe;
-use consensus_core::data_plane::ticket::{self, Claims};
 use consensus_core::event::Event;
 use consensus_core::io::{Audience, Fetch, Input, LocalId, Outcome, Response, StateFile};
-use consensus_core::peer::client::Connecting;
 use consensus_core::peer::orchestrator::{self, ProxyFailure};
-use consensus_core::state::{JoinAuth, Jwk, Registration};
+use consensus_core::state::JoinAuth;
 use consensus_core::tunnel::Mode;
 use consensus_core::wire::base64;
-use consensus_core::wire::frame::{FrameBuf, FrameType};
-use consensus_core::wire::message::{
-    BodyEncoding, EvalRequest, Message, ProxyRequest, StreamClose, StreamData, StreamOpen, UpdateApply,
-};
-use serde_json::{Value, json};
+use consensus_core::wire::frame::FrameBuf;
+use consensus_core::wire::message::{BodyEncoding, EvalRequest, Message, ProxyRequest, UpdateApply};
+use serde_json::Value;
+use streams::{open, send};
 use world::{NODE_SEED, Weather, World, config};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -360,6 +357,8 @@ fn an_operators_stop_says_goodbye() {
     world.run_for(SECOND);
     world.feed(Input::Stop);
     assert_eq!(world.closes, [(1000, "control stopped".to_string())]);
+    assert!(world.finish.is_none(), "what was spent is written first");
+    world.run_for(SECOND);
     assert_eq!(world.finish.as_ref().unwrap().outcome, Outcome::Done);
     world.run_for(600 * SECOND);
     assert_eq!(world.opened.len(), 1, "a stopped node stays stopped");
@@ -425,171 +424,4 @@ fn whatever_the_weather_the_node_is_back_within_two_minutes_of_a_clear_sky() {
         assert!(world.is_connected(), "seed {seed}: {:?}", world.events.last());
         assert!(world.finish.is_none());
     }
-}
-
-fn open(stream_id: &str, target: &str) -> FrameBuf {
-    StreamOpen { stream_id: stream_id.into(), target: target.into() }.encode(1)
-}
-
-fn data(stream_id: &str, bytes: &[u8]) -> FrameBuf {
-    let encoding = Some("base64".into());
-    StreamData { stream_id: stream_id.into(), data: base64::encode(bytes), encoding }.encode(1)
-}
-
-fn send(world: &mut World, plaintext: FrameBuf) {
-    world.server(orchestrator::Input::Send(plaintext));
-    world.run_for(Duration::from_millis(200));
-}
-
-/// What the node sent on a stream so far: its data, and the reason it was closed with.
-fn stream(world: &World, id: &str) -> (Vec<Vec<u8>>, Option<String>) {
-    let mut sent = (Vec::new(), None);
-    for (_, event) in &world.server_events {
-        let orchestrator::Event::Message(message) = event else { continue };
-        match &**message {
-            Message::StreamData(data) if data.stream_id == id => {
-                sent.0.push(base64::decode(&data.data).unwrap());
-            }
-            Message::StreamClose(close) if close.stream_id == id => {
-                sent.1 = Some(close.reason.clone().unwrap());
-            }
-            _ => {}
-        }
-    }
-    sent
-}
-
-fn json(bytes: &[u8]) -> Value {
-    serde_json::from_slice(bytes).unwrap()
-}
-
-#[test]
-fn a_proxy_session_answers_each_datum_even_before_the_open() {
-    let mut world = control();
-    world.reply = hello_reply;
-    world.run_for(SECOND);
-    send(&mut world, data("s", b"{nope"));
-    send(&mut world, open("s", "proxy-session"));
-    send(&mut world, data("s", br#"{"id":"a"}"#));
-    send(&mut world, data("s", br#"{"id":"b","url":"http://203.0.114.10/"}"#));
-    send(&mut world, data("s", br#"{"id":7,"url":"http://127.0.0.1/"}"#));
-    let (sent, closed) = stream(&world, "s");
-    let answers: Vec<Value> = sent.iter().map(|bytes| json(bytes)).collect();
-    assert_eq!(answers[0], json!({"error": "invalid_request", "message": "Message must be valid JSON"}));
-    assert_eq!(
-        answers[1],
-        json!({"id": "a", "error": "invalid_request", "message": "Missing required field: url"})
-    );
-    assert_eq!(
-        answers[2],
-        json!({"id": "b", "status": 203, "headers": {"content-type": "text/plain"}, "body": "aGVsbG8=",
-            "body_encoding": "base64", "meta": {"served_by": "node-control"}})
-    );
-    assert_eq!((&answers[3]["id"], &answers[3]["error"]), (&json!(7), &json!("fetch_failed")));
-    assert_eq!((answers.len(), closed), (4, None));
-}
-
-#[test]
-fn closing_a_stream_cancels_what_is_fetched_for_it() {
-    let mut world = control();
-    world.run_for(SECOND);
-    send(&mut world, open("s", "proxy-session"));
-    send(&mut world, data("s", br#"{"url":"http://203.0.114.10/"}"#));
-    let close = StreamClose { stream_id: "s".into(), reason: None };
-    send(&mut world, close.encode(1));
-    assert_eq!(world.cancelled.len(), 1);
-    assert!(stream(&world, "s").0.is_empty());
-}
-
-const ISSUER: [u8; 32] = [7; 32];
-const TARGET: &str = "http://203.0.114.10/paid";
-
-/// A node that was told who issues tickets.
-fn serving() -> World {
-    let mut config = config(Some(Mode::Control));
-    let key = Pure.public_key(&Pure.signing_key(&ISSUER));
-    let file = json!({"node_id": "node-1", "orchestrator_pubkey": Jwk::of_key(key, "k").to_value()});
-    config.registration = Some(Registration::parse(file.to_string().as_bytes()).unwrap());
-    let mut world = World::new(config, 1);
-    world.reply = hello_reply;
-    world.run_for(SECOND);
-    world
-}
-
-fn paid(world: &World, jti: &str, url: &str) -> String {
-    let now = world.node_now().unix_seconds();
-    let claims = Claims {
-        iss: ticket::ISSUER.into(),
-        aud: "node-1".into(),
-        sub: dedupe::key(&Pure, url, "GET", [], None).unwrap(),
-        scope: ticket::SCOPE.into(),
-        iat: now,
-        exp: now + 60,
-        jti: jti.into(),
-    };
-    ticket::issue(&Pure, &Pure.signing_key(&ISSUER), "k", &claims)
-}
-
-/// One data-plane connection over a stream: what the client reads in the end.
-fn exchange(world: &mut World, stream_id: &str, token: &str, url: &str) -> Value {
-    send(world, open(stream_id, "{\"kind\":\"data-plane\"}"));
-    let mut rng = Drbg::new([3; 32]);
-    let (connecting, init) = Connecting::start(Pure, "node-1", &mut rng, world.node_now());
-    send(world, data(stream_id, &init));
-    let key = *Identity::from_seed(Pure, &NODE_SEED).public_key();
-    let accept = stream(world, stream_id).0[0].clone();
-    let mut session = connecting.finish(&accept, &key, rng.fork(), world.node_now()).unwrap();
-    let request = json!({"type": "proxy_request", "token": token, "target_url": url});
-    let frame = session.seal(FrameType::Data, FrameBuf::from_plaintext(request.to_string().as_bytes()));
-    send(world, data(stream_id, &frame));
-    let (mut sent, closed) = stream(world, stream_id);
-    assert_eq!((sent.len(), closed.as_deref()), (2, Some("data-plane complete")));
-    json(session.open(&mut sent[1]).unwrap().1)
-}
-
-#[test]
-fn a_ticket_pays_for_one_request_over_the_data_plane_and_is_spent_once() {
-    let mut world = serving();
-    let token = paid(&world, "t1", TARGET);
-    let answer = exchange(&mut world, "s1", &token, TARGET);
-    assert_eq!((&answer["type"], &answer["status"]), (&json!("proxy_response"), &json!(203)));
-    assert_eq!(answer["body"], base64::encode(b"hello"));
-    let again = exchange(&mut world, "s2", &token, TARGET);
-    assert_eq!(again["code"], "unauthorized");
-    assert_eq!(world.fetched.len(), 1);
-    // Not over another session either.
-    world.cut();
-    world.run_for(10 * SECOND);
-    assert_eq!(exchange(&mut world, "s3", &token, TARGET)["code"], "unauthorized");
-    let told: Vec<_> = world.events.iter().map(|(_, event)| format!("{event} {event:?}")).collect();
-    assert!(told.iter().all(|text| !text.contains("v4.public") && !text.contains("paid")), "{told:?}");
-}
-
-#[test]
-fn a_refusal_does_not_burn_the_ticket_and_a_private_target_does_not_get_fetched() {
-    let mut world = serving();
-    let token = paid(&world, "t1", TARGET);
-    assert_eq!(exchange(&mut world, "s1", &token, "http://203.0.114.10/other")["code"], "unauthorized");
-    assert_eq!(exchange(&mut world, "s2", &token, TARGET)["type"], "proxy_response");
-    let private = "http://10.0.0.1/";
-    let token = paid(&world, "t2", private);
-    assert_eq!(exchange(&mut world, "s3", &token, private)["code"], "upstream_error");
-    assert_eq!(world.fetched.len(), 1);
-}
-
-#[test]
-fn a_data_plane_client_that_does_not_go_on_is_closed_and_leaves_nothing() {
-    let mut world = serving();
-    send(&mut world, open("s", "{\"kind\":\"data-plane\"}"));
-    world.run_for(11 * SECOND);
-    assert_eq!(stream(&world, "s").1.as_deref(), Some("the client took too long"));
-    send(&mut world, open("s", "{\"kind\":\"data-plane\"}"));
-    send(&mut world, data("s", b"junk"));
-    assert_eq!(stream(&world, "s").1.as_deref(), Some("handshake failed"));
-    world.run_for(31 * SECOND);
-    let beat = world.server_events.iter().rev().find_map(|(_, event)| match event {
-        orchestrator::Event::Heartbeat(beat) => Some(beat.active_streams),
-        _ => None,
-    });
-    assert_eq!(beat, Some(0));
 }

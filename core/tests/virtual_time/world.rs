@@ -10,6 +10,7 @@ use consensus_core::bench::report::{
 use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::pure::Pure;
+use consensus_core::data_plane::replay::Before;
 use consensus_core::event::Event;
 use consensus_core::io::{
     Effect, EffectId, EffectResult, Fetch, Finish, Input, LinkEnd, LinkId, LocalId, LocalRequest,
@@ -70,6 +71,14 @@ pub(crate) struct World {
     pub(crate) cancelled: Vec<EffectId>,
     pub(crate) responses: BTreeMap<LocalId, LocalResponse>,
     pub(crate) closes: Vec<(u16, String)>,
+    /// What the node wanted of sockets, of WebSockets of its local API, and of reading the link, in order.
+    pub(crate) wanted: Vec<Output>,
+    /// Whether the transport takes what the node gives it.
+    pub(crate) takes: bool,
+    /// Bytes that it has not taken.
+    pub(crate) untaken: usize,
+    /// What the server sent while the node did not want to read; nothing where it does.
+    unread: Option<Vec<Input>>,
     pub(crate) opened: Vec<Duration>,
     pub(crate) frames_to_node: Vec<Vec<u8>>,
     pub(crate) finish: Option<Finish>,
@@ -92,6 +101,7 @@ pub(crate) fn config(mode: Option<Mode>) -> Config {
         manifest: Manifest::of_this_release("0.1.0", "abc", "linux-x64"),
         limits: Limits::default(),
         allow_private_targets: false,
+        spent_before: Before::Never,
     }
 }
 
@@ -115,6 +125,10 @@ impl World {
             cancelled: Vec::new(),
             responses: BTreeMap::new(),
             closes: Vec::new(),
+            wanted: Vec::new(),
+            takes: true,
+            untaken: 0,
+            unread: None,
             opened: Vec::new(),
             frames_to_node: Vec::new(),
             finish: None,
@@ -240,7 +254,10 @@ impl World {
         if queued == Some(next) {
             let (_, delivery) = self.queue.pop_first().unwrap();
             match delivery {
-                Delivery::ToNode(input) => self.feed(input),
+                Delivery::ToNode(input) => match &mut self.unread {
+                    Some(unread) if matches!(input, Input::LinkBinary { .. }) => unread.push(input),
+                    _ => self.feed(input),
+                },
                 Delivery::ToServer(link, data) => self.serve(link, data),
             }
         } else if server_wait == Some(next) {
@@ -319,6 +336,7 @@ impl World {
                 }
                 Output::OpenLink { link, .. } => {
                     self.opened.push(self.now);
+                    self.unread = None;
                     let input = match self.weather {
                         Weather::Clear => {
                             self.server = Server::Opened(link);
@@ -336,6 +354,11 @@ impl World {
                     self.deliver(Delivery::ToNode(input));
                 }
                 Output::Send { link, data } => {
+                    if self.takes {
+                        self.deliver(Delivery::ToNode(Input::LinkSent { link, bytes: data.len() }));
+                    } else {
+                        self.untaken += data.len();
+                    }
                     if self.weather != Weather::BlackHole {
                         self.deliver(Delivery::ToServer(link, data));
                     }
@@ -354,13 +377,19 @@ impl World {
                 Output::Respond { id, response } => {
                     assert!(self.responses.insert(id, response).is_none(), "one answer a request");
                 }
-                Output::HoldLink { .. }
-                | Output::OpenSocket { .. }
+                Output::HoldLink { link, hold } => {
+                    let unread = if hold { self.unread.replace(Vec::new()) } else { self.unread.take() };
+                    for input in unread.into_iter().flatten() {
+                        self.deliver(Delivery::ToNode(input));
+                    }
+                    self.wanted.push(Output::HoldLink { link, hold });
+                }
+                wanted @ (Output::OpenSocket { .. }
                 | Output::SendSocket { .. }
                 | Output::ReadSocket { .. }
                 | Output::CloseSocket { .. }
                 | Output::SendLocal { .. }
-                | Output::CloseLocal { .. } => {}
+                | Output::CloseLocal { .. }) => self.wanted.push(wanted),
                 Output::Event(event) => self.events.push((self.now, event)),
                 Output::Finish(finish) => {
                     assert!(self.finish.is_none());

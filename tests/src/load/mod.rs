@@ -1,0 +1,315 @@
+//! What a node does under load: requests a second, how long they take, and what each costs the node.
+
+mod meter;
+mod upstream;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::time::{Duration, Instant};
+
+use argh::FromArgs;
+use consensus_core::tunnel::Mode;
+use consensus_core::wire::base64;
+use consensus_core::wire::message::{BodyEncoding, ProxyRequest};
+use serde_json::{Value, json};
+use smol::LocalExecutor;
+
+use self::meter::Memory;
+use self::upstream::Upstream;
+use crate::binaries::{self, Shell};
+use crate::network::{NODE_ID, Network};
+use crate::options::Options;
+use crate::orchestrator::{Journal, Orchestrator, Record};
+use crate::process::{Home, NodeProcess, free_address};
+
+/// What is fetched, in bytes.
+const SIZES: [usize; 3] = [1024, 16 * 1024, 256 * 1024];
+
+/// How many requests are under way at once.
+const AT_ONCE: [usize; 2] = [1, 64];
+
+/// Longer than any start.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Measure nodes under load: requests a second, latency, and the node's processor time and memory.
+///
+/// Example: cargo run --release -p consensus-testbed -- load --shell smol
+#[derive(Clone, Debug, FromArgs)]
+#[argh(subcommand, name = "load")]
+pub struct Load {
+    /// one shell only: smol or blocking
+    #[argh(option)]
+    pub shell: Option<Shell>,
+
+    /// seconds each figure is measured for (default 5)
+    #[argh(option, default = "5.0")]
+    pub seconds: f64,
+
+    /// one kind of load only: proxy
+    #[argh(option)]
+    pub only: Option<Kind>,
+
+    /// write JSON instead of a table
+    #[argh(switch)]
+    pub json: bool,
+}
+
+/// A kind of load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Requests of the network itself, `proxy_request`, on the control tunnel.
+    Proxy,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 1] = [Self::Proxy];
+
+    /// Its name in options and tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+impl std::str::FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = Self::ALL.map(Self::name).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| format!("{text}: not a kind of load; there are: {names}"))
+    }
+}
+
+/// One row of the table: a shell under one load.
+struct Cell {
+    shell: Shell,
+    kind: Kind,
+    size: usize,
+    at_once: usize,
+    /// How long each request took, sorted.
+    latencies: Vec<Duration>,
+    took: Duration,
+    node_cpu: Duration,
+    memory: Memory,
+}
+
+impl Cell {
+    fn per_second(&self) -> f64 {
+        self.latencies.len() as f64 / self.took.as_secs_f64()
+    }
+
+    fn latency_ms(&self, percent: usize) -> f64 {
+        meter::percentile(&self.latencies, percent).as_secs_f64() * 1e3
+    }
+
+    fn cpu_ms(&self) -> f64 {
+        self.node_cpu.as_secs_f64() * 1e3 / self.latencies.len().max(1) as f64
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "shell": self.shell.name(), "kind": self.kind.name(), "bytes": self.size, "at_once": self.at_once,
+            "requests": self.latencies.len(), "seconds": self.took.as_secs_f64(),
+            "requests_per_second": self.per_second(),
+            "latency_ms": { "p50": self.latency_ms(50), "p99": self.latency_ms(99) },
+            "node_cpu_ms_per_request": self.cpu_ms(),
+            "rss_kib": self.memory.resident, "peak_rss_kib": self.memory.peak,
+        })
+    }
+
+    fn print(&self) {
+        println!(
+            "{:<9} {:<11} {:>4} KiB {:>7} {:>10.0} {:>9.2} {:>9.2} {:>11.4} {:>8.2} {:>8.2}",
+            self.shell.name(),
+            self.kind.name(),
+            self.size / 1024,
+            self.at_once,
+            self.per_second(),
+            self.latency_ms(50),
+            self.latency_ms(99),
+            self.cpu_ms(),
+            self.memory.resident as f64 / 1024.0,
+            self.memory.peak as f64 / 1024.0,
+        );
+    }
+}
+
+/// Measures and prints; `true` when everything could be measured and every answer was right.
+#[must_use]
+pub fn run(load: &Load) -> bool {
+    let cells = match measure_all(load) {
+        Ok(cells) => cells,
+        Err(error) => {
+            eprintln!("consensus-testbed: {error}");
+            return false;
+        }
+    };
+    if load.json {
+        let rows: Vec<Value> = cells.iter().map(Cell::to_json).collect();
+        println!("{}", json!({ "profile": binaries::PROFILE, "cells": rows }));
+    } else {
+        println!(
+            "\nEverything on this machine: the node, the network and the upstream share its processors. CPU is the \
+             node's, user and system; memory is in MiB. Profile: {}{}",
+            binaries::PROFILE,
+            if cfg!(debug_assertions) { " (use --release for figures that mean something)" } else { "" }
+        );
+    }
+    true
+}
+
+fn measure_all(load: &Load) -> io::Result<Vec<Cell>> {
+    if !(load.seconds > 0.0 && load.seconds <= 3600.0) {
+        return Err(io::Error::other("--seconds is not between 0 and 3600"));
+    }
+    let window = Duration::from_secs_f64(load.seconds);
+    let mut cells = Vec::new();
+    if !load.json {
+        println!(
+            "{:<9} {:<11} {:>8} {:>7} {:>10} {:>9} {:>9} {:>11} {:>8} {:>8}",
+            "shell", "kind", "body", "at once", "per second", "p50 ms", "p99 ms", "CPU ms/req", "RSS", "peak"
+        );
+    }
+    let shells = Shell::ALL.into_iter().filter(|shell| load.shell.is_none_or(|only| only == *shell));
+    for shell in shells {
+        for kind in Kind::ALL.into_iter().filter(|kind| load.only.is_none_or(|only| only == *kind)) {
+            for size in SIZES {
+                for at_once in AT_ONCE {
+                    let what = format!("{}, {}, {size} bytes, {at_once} at once", shell.name(), kind.name());
+                    let cell = Bench::start(shell, size)
+                        .and_then(|bench| bench.measure(kind, at_once, window))
+                        .map_err(|error| io::Error::other(format!("{what}: {error}")))?;
+                    if !load.json {
+                        cell.print();
+                    }
+                    cells.push(cell);
+                }
+            }
+        }
+    }
+    Ok(cells)
+}
+
+/// A network with a node that has just started, and what it fetches.
+struct Bench {
+    shell: Shell,
+    size: usize,
+    network: Network,
+    upstream: Upstream,
+    node: NodeProcess,
+}
+
+impl Bench {
+    fn start(shell: Shell, size: usize) -> io::Result<Self> {
+        let program = binaries::build(shell)?;
+        let network = Network {
+            orchestrator: Orchestrator::start(Options::default(), Journal::without_messages())?,
+            upstream: crate::upstream::Upstream::start()?,
+            home: Home::new()?,
+            local_api: free_address()?,
+        };
+        network.register_node()?;
+        let listen = network.local_api.to_string();
+        let mut command = network.node(&program, ["run", "--listen", &listen, "--allow-private-targets"]);
+        command.env("CONSENSUS_LOG_LEVEL", "warn");
+        let node = NodeProcess::spawn(command)?;
+        let ready = network.orchestrator.journal().wait(0, TIMEOUT, |record| {
+            matches!(record, Record::Ready { mode: Mode::Control, .. }).then_some(())
+        });
+        if ready.is_none() {
+            let said: Vec<String> = node.lines(0).into_iter().map(|line| line.text).collect();
+            return Err(io::Error::other(format!("no session; the node said:\n{}", said.join("\n"))));
+        }
+        Ok(Self { shell, size, network, upstream: Upstream::start(size)?, node })
+    }
+
+    fn measure(&self, kind: Kind, at_once: usize, window: Duration) -> io::Result<Cell> {
+        let expected = base64::encode(&crate::upstream::bytes(self.size));
+        let numbers = std::cell::Cell::new(0_u64);
+        let request = || async {
+            match kind {
+                Kind::Proxy => {
+                    let number = numbers.get();
+                    numbers.set(number + 1);
+                    self.proxy(number, &expected).await
+                }
+            }
+        };
+        // What is done once, and what is kept from then on, is not what a request costs.
+        drive(at_once, window.min(Duration::from_secs(1)), request)?;
+        let before = meter::process_cpu(self.node.pid())?;
+        let begun = Instant::now();
+        let mut latencies = drive(at_once, window, request)?;
+        let took = begun.elapsed();
+        let node_cpu = meter::process_cpu(self.node.pid())?.saturating_sub(before);
+        latencies.sort_unstable();
+        Ok(Cell {
+            shell: self.shell,
+            kind,
+            size: self.size,
+            at_once,
+            latencies,
+            took,
+            node_cpu,
+            memory: meter::memory(self.node.pid())?,
+        })
+    }
+
+    /// One `proxy_request`, its answer checked to the last byte.
+    async fn proxy(&self, number: u64, expected: &str) -> io::Result<()> {
+        let request = ProxyRequest {
+            id: format!("00000000-0000-4000-8000-{number:012}"),
+            target_url: self.upstream.url(),
+            method: Some(String::from("GET")),
+            headers: Some(BTreeMap::from([(String::from("accept"), String::from("*/*"))])),
+            body: None,
+            body_encoding: BodyEncoding::Base64,
+        };
+        let fetched = self.network.orchestrator.fetch(NODE_ID, request);
+        let fetched = fetched.ok_or_else(|| io::Error::other("the node has no session any more"))?;
+        match fetched.recv().await.map_err(io::Error::other)? {
+            Ok(response) if response.status == 200 && response.body == expected => Ok(()),
+            Ok(response) => {
+                let length = response.body.len();
+                Err(io::Error::other(format!("status {}, {length} characters of body", response.status)))
+            }
+            Err(failure) => Err(io::Error::other(failure.to_string())),
+        }
+    }
+}
+
+/// Makes requests for that long, so many at once, each followed by the next: how long each took.
+fn drive<F: Future<Output = io::Result<()>>>(
+    at_once: usize,
+    window: Duration,
+    request: impl Fn() -> F,
+) -> io::Result<Vec<Duration>> {
+    let end = Instant::now() + window;
+    let one_after_the_other = || async {
+        let mut latencies = Vec::new();
+        loop {
+            let begun = Instant::now();
+            if begun >= end {
+                return io::Result::Ok(latencies);
+            }
+            request().await?;
+            latencies.push(begun.elapsed());
+        }
+    };
+    let executor = LocalExecutor::new();
+    let workers: Vec<_> = (0..at_once).map(|_| executor.spawn(one_after_the_other())).collect();
+    smol::block_on(executor.run(async {
+        let mut all = Vec::new();
+        for worker in workers {
+            all.extend(worker.await?);
+        }
+        Ok(all)
+    }))
+}

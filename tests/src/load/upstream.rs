@@ -1,0 +1,64 @@
+//! What nodes fetch from while they are measured: as little work as an HTTP/1.1 server can do.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+
+use smol::Async;
+use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::background::Background;
+use crate::upstream::bytes;
+
+/// The longest head of a request that is read.
+const MAX_HEAD: usize = 8 * 1024;
+
+/// A server that answers every request of a connection with the same bytes, in one write.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    address: SocketAddr,
+    _background: Background,
+}
+
+impl Upstream {
+    /// Starts one, in a thread of its own, that gives `size` bytes.
+    pub(super) fn start(size: usize) -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let address = listener.local_addr()?;
+        let mut response = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {size}\r\n\r\n"
+        )
+        .into_bytes();
+        response.extend(bytes(size));
+        let response = Arc::<[u8]>::from(response);
+        let background = Background::start("load-upstream", listener, move |stream| {
+            let response = Arc::clone(&response);
+            async move {
+                // A node that closes a connection is no failure of the measurement.
+                let _ = serve(stream, &response).await;
+            }
+        })?;
+        Ok(Self { address, _background: background })
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+}
+
+async fn serve(mut stream: Async<TcpStream>, response: &[u8]) -> io::Result<()> {
+    let mut head = [0; MAX_HEAD];
+    let mut length = 0;
+    loop {
+        let count = stream.read(&mut head[length..]).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        length += count;
+        // Requests here have no body, and none follows before the answer to the one before.
+        if head[..length].ends_with(b"\r\n\r\n") {
+            stream.write_all(response).await?;
+            length = 0;
+        }
+    }
+}
