@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::log::Format;
+use crate::runtime_api::Machine;
 use crate::state_dir::MachineRegistry;
 use crate::state_dir::tests::Scratch;
 use consensus_core::io::{Fetch, FetchError, FetchErrorKind, Response, StateFile};

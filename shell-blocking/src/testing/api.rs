@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use consensus_core::crypto::pure::Pure;
+use consensus_core::data_plane::replay::Before;
 use consensus_core::io::{Input, LocalId, LocalRequest, LocalResponse, Outcome, Output};
 use consensus_core::limits::Limits;
 use consensus_core::node::{Config, Node};
@@ -272,6 +273,7 @@ fn a_node_serves_its_api_until_a_signal_ends_it_all() {
         registration: None,
         manifest: Manifest::of_this_release("0.1.0", "unknown", "linux-x64"),
         limits: Limits::default(),
+        spent_before: Before::Never,
         allow_private_targets: false,
     };
     let driving = thread::spawn(move || {

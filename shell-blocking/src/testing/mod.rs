@@ -8,7 +8,7 @@ mod sockets;
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -49,21 +49,36 @@ pub(crate) fn nobody() -> SocketAddr {
 struct Puppet {
     told: Sender<Input>,
     wanted: Receiver<Output>,
+    is_finished: bool,
+}
+
+fn over() -> Finish {
+    Finish { outcome: Outcome::Done, message: "the test is over".to_owned() }
 }
 
 impl Machine for Puppet {
     fn handle_input(&mut self, _now: Now, input: Input) {
-        if input != Input::Tick {
+        // A signal that one test raises is heard by every runtime of this process.
+        if !matches!(input, Input::Tick | Input::Stop) {
             // A test that is over hears nothing.
             let _ = self.told.send(input);
         }
     }
 
     fn poll_output(&mut self) -> Output {
-        self.wanted.try_recv().unwrap_or_else(|_| {
-            // Looks soon whether the test wants something.
-            Output::Wait(Some(system::now().deadline(Duration::from_millis(1), Reason::Ping)))
-        })
+        // Looks soon whether the test wants something.
+        let wait = || Output::Wait(Some(system::now().deadline(Duration::from_millis(1), Reason::Ping)));
+        match self.wanted.try_recv() {
+            Ok(output) => {
+                self.is_finished |= matches!(output, Output::Finish(_));
+                output
+            }
+            Err(TryRecvError::Disconnected) if !self.is_finished => {
+                self.is_finished = true;
+                Output::Finish(over())
+            }
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => wait(),
+        }
     }
 }
 
@@ -125,7 +140,7 @@ impl Rig {
         let (wants, wanted) = channel();
         // Nothing is written to it.
         let (environment, lines) = environment(tls, StateDir::at(&std::env::temp_dir()));
-        let puppet = Puppet { told: tell, wanted };
+        let puppet = Puppet { told: tell, wanted, is_finished: false };
         let driving = thread::spawn(move || crate::Tested.drive(puppet, environment));
         Self { told, wants, api: lines.address(), driving }
     }
@@ -152,10 +167,8 @@ impl Rig {
 
     /// Has the runtime end, and gives what was told until then.
     pub(crate) fn finish(self) -> Vec<Input> {
-        let message = "the test is over".to_owned();
-        let finish = Finish { outcome: Outcome::Done, message };
-        self.wants(Output::Finish(finish.clone()));
-        assert_eq!(self.driving.join().unwrap(), Ok(finish));
+        drop(self.wants);
+        assert_eq!(self.driving.join().unwrap(), Ok(over()));
         self.told.try_iter().collect()
     }
 }
