@@ -280,7 +280,8 @@ impl Api {
             headers: body.headers.unwrap_or_default().into_iter().collect(),
             body: data,
         };
-        let fetch = guard::fetch(request, self.audience, self.limits.request_timeout, self.limits.max_response_body);
+        let fetch =
+            guard::fetch(request, self.audience, self.limits.request_timeout, self.limits.max_response_body);
         let (_, fetch) = fetch.map_err(|refused| match refused {
             guard::Refused::NotPublic => (403, "forbidden_target", refused.to_string()),
             _ => bad(refused.to_string()),
