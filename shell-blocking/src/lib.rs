@@ -26,9 +26,12 @@ pub mod websocket;
 pub mod blocking;
 
 // Tests that both shells share name this crate from outside.
-#[cfg(all(test, feature = "runtime"))]
+#[cfg(test)]
+#[cfg(feature = "runtime")]
 extern crate self as shell_blocking;
-#[cfg(all(test, feature = "runtime"))]
+#[cfg(test)]
+#[cfg(feature = "runtime")]
 use blocking::Blocking as Tested;
-#[cfg(all(test, feature = "runtime"))]
+#[cfg(test)]
+#[cfg(feature = "runtime")]
 mod testing;
