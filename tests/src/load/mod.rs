@@ -1,20 +1,27 @@
 //! What a node does under load: requests a second, how long they take, and what each costs the node.
 
+mod client;
+mod crypto;
 mod meter;
 mod upstream;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::future::Future;
 use std::io;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
+use consensus_core::crypto::pem;
 use consensus_core::tunnel::Mode;
-use consensus_core::wire::base64;
 use consensus_core::wire::message::{BodyEncoding, ProxyRequest};
+use consensus_core::wire::{base64, hex};
 use serde_json::{Value, json};
 use smol::LocalExecutor;
 
+use self::client::{Direct, Issuer};
+use self::crypto::{Cost, Prices};
 use self::meter::Memory;
 use self::upstream::Upstream;
 use crate::binaries::{self, Shell};
@@ -28,6 +35,9 @@ const SIZES: [usize; 3] = [1024, 16 * 1024, 256 * 1024];
 
 /// How many requests are under way at once.
 const AT_ONCE: [usize; 2] = [1, 64];
+
+/// The seed of the network's signing key.
+const SERVER_SEED: [u8; 32] = [5; 32];
 
 /// Longer than any start.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -46,9 +56,17 @@ pub struct Load {
     #[argh(option, default = "5.0")]
     pub seconds: f64,
 
-    /// one kind of load only: proxy
+    /// one kind of load only: proxy or connect
     #[argh(option)]
     pub only: Option<Kind>,
+
+    /// bodies of that many KiB only (default 1, 16 and 256)
+    #[argh(option)]
+    pub kib: Option<usize>,
+
+    /// that many requests at once only (default 1 and 64)
+    #[argh(option)]
+    pub at_once: Option<usize>,
 
     /// write JSON instead of a table
     #[argh(switch)]
@@ -60,17 +78,20 @@ pub struct Load {
 pub enum Kind {
     /// Requests of the network itself, `proxy_request`, on the control tunnel.
     Proxy,
+    /// Requests of clients at the node's own `/connect`, end to end encrypted.
+    Connect,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Proxy];
+    pub const ALL: [Self; 2] = [Self::Proxy, Self::Connect];
 
     /// Its name in options and tables.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Proxy => "proxy",
+            Self::Connect => "connect",
         }
     }
 }
@@ -98,6 +119,8 @@ struct Cell {
     took: Duration,
     node_cpu: Duration,
     memory: Memory,
+    /// What the cryptography of one request costs alone.
+    crypto: Cost,
 }
 
 impl Cell {
@@ -113,20 +136,25 @@ impl Cell {
         self.node_cpu.as_secs_f64() * 1e3 / self.latencies.len().max(1) as f64
     }
 
+    fn crypto_ms(&self) -> f64 {
+        self.crypto.total.as_secs_f64() * 1e3
+    }
+
     fn to_json(&self) -> Value {
         json!({
             "shell": self.shell.name(), "kind": self.kind.name(), "bytes": self.size, "at_once": self.at_once,
             "requests": self.latencies.len(), "seconds": self.took.as_secs_f64(),
             "requests_per_second": self.per_second(),
             "latency_ms": { "p50": self.latency_ms(50), "p99": self.latency_ms(99) },
-            "node_cpu_ms_per_request": self.cpu_ms(),
+            "node_cpu_ms_per_request": self.cpu_ms(), "crypto_ms_per_request": self.crypto_ms(),
+            "cpu_over_crypto": self.cpu_ms() / self.crypto_ms(),
             "rss_kib": self.memory.resident, "peak_rss_kib": self.memory.peak,
         })
     }
 
     fn print(&self) {
         println!(
-            "{:<9} {:<11} {:>4} KiB {:>7} {:>10.0} {:>9.2} {:>9.2} {:>11.4} {:>8.2} {:>8.2}",
+            "{:<9} {:<11} {:>4} KiB {:>7} {:>10.0} {:>9.2} {:>9.2} {:>9.4} {:>9.4} {:>6.2} {:>8.2} {:>8.2}",
             self.shell.name(),
             self.kind.name(),
             self.size / 1024,
@@ -135,6 +163,8 @@ impl Cell {
             self.latency_ms(50),
             self.latency_ms(99),
             self.cpu_ms(),
+            self.crypto_ms(),
+            self.cpu_ms() / self.crypto_ms(),
             self.memory.resident as f64 / 1024.0,
             self.memory.peak as f64 / 1024.0,
         );
@@ -157,7 +187,8 @@ pub fn run(load: &Load) -> bool {
     } else {
         println!(
             "\nEverything on this machine: the node, the network and the upstream share its processors. CPU is the \
-             node's, user and system; memory is in MiB. Profile: {}{}",
+             node's, user and system, for one request; crypto what the cryptography of one costs alone; memory is in \
+             MiB. Profile: {}{}",
             binaries::PROFILE,
             if cfg!(debug_assertions) { " (use --release for figures that mean something)" } else { "" }
         );
@@ -170,21 +201,35 @@ fn measure_all(load: &Load) -> io::Result<Vec<Cell>> {
         return Err(io::Error::other("--seconds is not between 0 and 3600"));
     }
     let window = Duration::from_secs_f64(load.seconds);
+    let sizes = load.kib.map_or(SIZES.to_vec(), |kib| vec![kib * 1024]);
+    let at_once = load.at_once.map_or(AT_ONCE.to_vec(), |only| vec![only]);
     let mut cells = Vec::new();
+    let mut prices = Prices::default();
     if !load.json {
         println!(
-            "{:<9} {:<11} {:>8} {:>7} {:>10} {:>9} {:>9} {:>11} {:>8} {:>8}",
-            "shell", "kind", "body", "at once", "per second", "p50 ms", "p99 ms", "CPU ms/req", "RSS", "peak"
+            "{:<9} {:<11} {:>8} {:>7} {:>10} {:>9} {:>9} {:>9} {:>9} {:>6} {:>8} {:>8}",
+            "shell",
+            "kind",
+            "body",
+            "at once",
+            "per second",
+            "p50 ms",
+            "p99 ms",
+            "CPU ms",
+            "crypto ms",
+            "ratio",
+            "RSS",
+            "peak"
         );
     }
     let shells = Shell::ALL.into_iter().filter(|shell| load.shell.is_none_or(|only| only == *shell));
     for shell in shells {
         for kind in Kind::ALL.into_iter().filter(|kind| load.only.is_none_or(|only| only == *kind)) {
-            for size in SIZES {
-                for at_once in AT_ONCE {
+            for &size in &sizes {
+                for &at_once in &at_once {
                     let what = format!("{}, {}, {size} bytes, {at_once} at once", shell.name(), kind.name());
                     let cell = Bench::start(shell, size)
-                        .and_then(|bench| bench.measure(kind, at_once, window))
+                        .and_then(|bench| bench.measure(kind, at_once, window, &mut prices))
                         .map_err(|error| io::Error::other(format!("{what}: {error}")))?;
                     if !load.json {
                         cell.print();
@@ -203,19 +248,28 @@ struct Bench {
     size: usize,
     network: Network,
     upstream: Upstream,
+    issuer: Issuer,
     node: NodeProcess,
+    node_key: [u8; 32],
 }
 
 impl Bench {
     fn start(shell: Shell, size: usize) -> io::Result<Self> {
         let program = binaries::build(shell)?;
+        let home = Home::new()?;
+        // A network whose key is known here as well, so that tickets are issued without asking it.
+        let state = home.root().join("server.json");
+        fs::write(&state, json!({ "seed": hex::encode(&SERVER_SEED), "nodes": {} }).to_string())?;
+        let options = Options { state: Some(state), ..Options::default() };
         let network = Network {
-            orchestrator: Orchestrator::start(Options::default(), Journal::without_messages())?,
+            orchestrator: Orchestrator::start(options, Journal::without_messages())?,
             upstream: crate::upstream::Upstream::start()?,
-            home: Home::new()?,
+            home,
             local_api: free_address()?,
         };
         network.register_node()?;
+        let node_key = fs::read_to_string(network.home.state_dir().join("keys/node.pub"))?;
+        let node_key = pem::decode_public(&node_key).map_err(io::Error::other)?;
         let listen = network.local_api.to_string();
         let mut command = network.node(&program, ["run", "--listen", &listen, "--allow-private-targets"]);
         command.env("CONSENSUS_LOG_LEVEL", "warn");
@@ -227,18 +281,32 @@ impl Bench {
             let said: Vec<String> = node.lines(0).into_iter().map(|line| line.text).collect();
             return Err(io::Error::other(format!("no session; the node said:\n{}", said.join("\n"))));
         }
-        Ok(Self { shell, size, network, upstream: Upstream::start(size)?, node })
+        // The tunnel may be up before the local interface is.
+        let end = Instant::now() + TIMEOUT;
+        while let Err(error) = TcpStream::connect(network.local_api) {
+            if Instant::now() > end {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let upstream = Upstream::start(size)?;
+        let issuer = Issuer::new(&SERVER_SEED, &upstream.url())?;
+        Ok(Self { shell, size, network, upstream, issuer, node, node_key })
     }
 
-    fn measure(&self, kind: Kind, at_once: usize, window: Duration) -> io::Result<Cell> {
+    fn measure(&self, kind: Kind, at_once: usize, window: Duration, prices: &mut Prices) -> io::Result<Cell> {
+        let url = self.upstream.url();
         let expected = base64::encode(&crate::upstream::bytes(self.size));
         let numbers = std::cell::Cell::new(0_u64);
         let request = || async {
+            let number = numbers.get();
+            numbers.set(number + 1);
             match kind {
-                Kind::Proxy => {
-                    let number = numbers.get();
-                    numbers.set(number + 1);
-                    self.proxy(number, &expected).await
+                Kind::Proxy => self.proxy(number, &expected).await,
+                Kind::Connect => {
+                    let mut channel = Direct::connect(self.network.local_api).await?;
+                    let asked = (url.as_str(), expected.as_str());
+                    client::request(&mut channel, &self.node_key, &self.issuer, number, asked).await
                 }
             }
         };
@@ -259,20 +327,27 @@ impl Bench {
             took,
             node_cpu,
             memory: meter::memory(self.node.pid())?,
+            crypto: match kind {
+                Kind::Proxy => prices.of_proxy_request(&self.proxy_request(0), &self.upstream.response())?,
+                Kind::Connect => prices.of_data_plane_request(&url, &self.upstream.response(), false)?,
+            },
         })
     }
 
-    /// One `proxy_request`, its answer checked to the last byte.
-    async fn proxy(&self, number: u64, expected: &str) -> io::Result<()> {
-        let request = ProxyRequest {
+    fn proxy_request(&self, number: u64) -> ProxyRequest {
+        ProxyRequest {
             id: format!("00000000-0000-4000-8000-{number:012}"),
             target_url: self.upstream.url(),
             method: Some(String::from("GET")),
             headers: Some(BTreeMap::from([(String::from("accept"), String::from("*/*"))])),
             body: None,
             body_encoding: BodyEncoding::Base64,
-        };
-        let fetched = self.network.orchestrator.fetch(NODE_ID, request);
+        }
+    }
+
+    /// One `proxy_request`, its answer checked to the last byte.
+    async fn proxy(&self, number: u64, expected: &str) -> io::Result<()> {
+        let fetched = self.network.orchestrator.fetch(NODE_ID, self.proxy_request(number));
         let fetched = fetched.ok_or_else(|| io::Error::other("the node has no session any more"))?;
         match fetched.recv().await.map_err(io::Error::other)? {
             Ok(response) if response.status == 200 && response.body == expected => Ok(()),

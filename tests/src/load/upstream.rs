@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
+use consensus_core::io::Response;
 use smol::Async;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -17,6 +18,7 @@ const MAX_HEAD: usize = 8 * 1024;
 #[derive(Debug)]
 pub(super) struct Upstream {
     address: SocketAddr,
+    size: usize,
     _background: Background,
 }
 
@@ -38,11 +40,27 @@ impl Upstream {
                 let _ = serve(stream, &response).await;
             }
         })?;
-        Ok(Self { address, _background: background })
+        Ok(Self { address, size, _background: background })
     }
 
     pub(super) fn url(&self) -> String {
         format!("http://{}/", self.address)
+    }
+
+    /// What it answers.
+    pub(super) fn response(&self) -> Response {
+        response(self.size)
+    }
+}
+
+fn response(size: usize) -> Response {
+    let headers =
+        [("content-type", String::from("application/octet-stream")), ("content-length", size.to_string())];
+    Response {
+        status: 200,
+        reason: String::from("OK"),
+        headers: headers.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+        body: bytes(size),
     }
 }
 
