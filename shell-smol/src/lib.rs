@@ -28,6 +28,7 @@ impl Runtime for Smol {
     }
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
-        smol::block_on(fetch::fetch(&environment.tls, request.clone(), &Budget::default()))
+        let means = fetch::Means::new(environment.tls.clone(), Budget::default());
+        smol::block_on(means.fetch(request.clone()))
     }
 }
