@@ -25,3 +25,11 @@ pub mod websocket;
 
 #[cfg(feature = "runtime")]
 pub mod blocking;
+
+// Tests that both shells share name this crate from outside.
+#[cfg(all(test, feature = "runtime"))]
+extern crate self as shell_blocking;
+#[cfg(all(test, feature = "runtime"))]
+use blocking::Blocking as Tested;
+#[cfg(all(test, feature = "runtime"))]
+mod testing;

@@ -9,7 +9,13 @@ mod link;
 mod runtime;
 mod sockets;
 #[cfg(test)]
+#[path = "../../shell-blocking/src/testing/mod.rs"]
+mod testing;
+#[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+use Smol as Tested;
 
 use consensus_core::io::{Fetch, FetchError, Finish, Response};
 use shell_blocking::budget::Budget;

@@ -8,13 +8,20 @@ use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use consensus_core::crypto::pure::Pure;
+use consensus_core::crypto::{Crypto as _, Drbg, pem};
+use consensus_core::data_plane::dedupe;
+use consensus_core::data_plane::ticket::{self, Claims};
 use consensus_core::guard::Target;
+use consensus_core::peer::client::Connecting;
 use consensus_core::peer::orchestrator::Input;
+use consensus_core::time::Now;
 use consensus_core::tunnel::Mode;
-use consensus_core::wire::base64;
+use consensus_core::wire::frame::{FrameBuf, FrameType};
 use consensus_core::wire::message::{BodyEncoding, ProxyRequest, StreamData, StreamOpen};
+use consensus_core::wire::{base64, hex};
 use consensus_testbed::background::Background;
 use consensus_testbed::binaries::{self, Shell};
 use consensus_testbed::client;
@@ -24,7 +31,7 @@ use consensus_testbed::namespace::RESOLVER;
 use consensus_testbed::network::{NODE_ID, Network};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::Record;
-use consensus_testbed::process::NodeProcess;
+use consensus_testbed::process::{Home, NodeProcess};
 use consensus_testbed::tls;
 use serde_json::{Value, json};
 use smol::io::AsyncWriteExt as _;
@@ -36,6 +43,9 @@ use cases::{ALLOWED, BLOCKED};
 
 /// Longer than anything takes on a healthy machine, however busy.
 const LONG: Duration = Duration::from_secs(60);
+
+/// The seed of the network's signing key.
+const SERVER_SEED: [u8; 32] = [5; 32];
 
 /// What is said of a target that is refused without being looked up.
 const REFUSALS: [&str; 3] = [
@@ -73,6 +83,8 @@ in_a_network_of_its_own! {
     a_redirect_to_a_private_address_is_handed_back_and_not_followed
     certificates_are_checked_against_the_name_of_the_pinned_address
     proxy_sessions_are_guarded
+    raw_tunnels_are_guarded
+    data_plane_requests_are_guarded_and_a_refusal_spends_no_ticket
     the_local_proxy_is_guarded
 }
 
@@ -109,7 +121,11 @@ impl World {
             };
             servers.push(listen(port, serve));
         }
-        let network = Network::with(Options::default()).unwrap();
+        // Where the key is known, tickets can be issued.
+        let state = Home::new().unwrap();
+        let file = state.root().join("server.json");
+        fs::write(&file, json!({ "seed": hex::encode(&SERVER_SEED), "nodes": {} }).to_string()).unwrap();
+        let network = Network::with(Options { state: Some(file), ..Options::default() }).unwrap();
         network.register_node().unwrap();
         let (pem, acceptor) = tls::authority(&[String::from("named.test")]).unwrap();
         let ca = network.home.root().join("public-ca.pem");
@@ -174,6 +190,48 @@ impl World {
         answer.unwrap_or_else(|| panic!("no answer; the node said:\n{}", self.said())).1
     }
 
+    /// A ticket of the network for a GET of this URL.
+    fn ticket(&self, url: &str) -> String {
+        let now = unix_now().as_secs();
+        let claims = Claims {
+            iss: ticket::ISSUER.to_owned(),
+            aud: NODE_ID.to_owned(),
+            // A URL that is none has no key; a ticket for it is a ticket all the same.
+            sub: dedupe::key(&Pure, url, "GET", [], None).unwrap_or_else(|| String::from("none")),
+            scope: ticket::SCOPE.to_owned(),
+            iat: now,
+            exp: now + 60,
+            jti: self.name(),
+        };
+        ticket::issue(&Pure, &Pure.signing_key(&SERVER_SEED), "k", &claims)
+    }
+
+    /// What a client of the data plane is answered, over a stream of the tunnel.
+    fn data_plane(&self, url: &str, ticket: &str) -> Value {
+        let stream_id = self.name();
+        let datum = |bytes: &[u8]| {
+            let data =
+                StreamData { stream_id: stream_id.clone(), data: base64::encode(bytes), encoding: None };
+            let answer = self.ask(Input::Send(data.encode(0)), |message| {
+                message["type"] == "stream_data" && message["stream_id"] == *stream_id
+            });
+            answer["data"].as_str().and_then(base64::decode).unwrap()
+        };
+        let now = Now { monotonic: Duration::ZERO, unix: unix_now() };
+        let open =
+            StreamOpen { stream_id: stream_id.clone(), target: json!({ "kind": "data-plane" }).to_string() };
+        assert!(self.network.orchestrator.tell(NODE_ID, Input::Send(open.encode(0))));
+        let mut rng = Drbg::new([1; 32]);
+        let (connecting, init) = Connecting::start(Pure, NODE_ID, &mut rng, now);
+        let key = fs::read_to_string(self.network.home.state_dir().join("keys/node.pub")).unwrap();
+        let key = pem::decode_public(&key).unwrap();
+        let mut session = connecting.finish(&datum(&init), &key, rng.fork(), now).unwrap();
+        let request = json!({ "type": "proxy_request", "token": ticket, "target_url": url });
+        let request = FrameBuf::from_plaintext(request.to_string().as_bytes());
+        let mut answer = datum(&session.seal(FrameType::Data, request));
+        serde_json::from_slice(session.open(&mut answer).unwrap().1).unwrap()
+    }
+
     fn name(&self) -> String {
         format!("n{}", self.numbers.fetch_add(1, Ordering::Relaxed))
     }
@@ -193,6 +251,10 @@ impl World {
         };
         assert_eq!(self.arrived(), [end]);
     }
+}
+
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -467,6 +529,79 @@ fn proxy_sessions_are_guarded(shell: Shell) {
     }
     assert_eq!(connections_tried().unwrap(), before, "{:?}", world.arrived());
     assert_eq!(fetch("http://public.test/")["status"], 200);
+    assert_eq!(world.arrived().len(), 1);
+    world.assert_only_this_arrives();
+}
+
+fn raw_tunnels_are_guarded(shell: Shell) {
+    let world = World::new(shell, &["control"]);
+    world.dns.set("private.test", &[ip("203.0.114.10"), ip("10.0.0.1")]);
+    world.dns.set("public.test", &[ip("203.0.114.10")]);
+    world.dns.change("changes.test", &[&[ip("203.0.114.10")], &[ip("127.0.0.1")]]);
+    let ask = |host: &str, port: u16, first: &[u8]| {
+        let stream_id = world.name();
+        let target = json!({ "kind": "raw-tunnel", "host": host, "port": port }).to_string();
+        let open = StreamOpen { stream_id: stream_id.clone(), target };
+        assert!(world.network.orchestrator.tell(NODE_ID, Input::Send(open.encode(0))));
+        let data = StreamData { stream_id: stream_id.clone(), data: base64::encode(first), encoding: None };
+        let ends = |message: &Value| message["type"] == "stream_close" && message["stream_id"] == *stream_id;
+        let answers =
+            |message: &Value| message["type"] == "stream_data" && message["stream_id"] == *stream_id;
+        world.ask(Input::Send(data.encode(0)), |message| ends(message) || answers(message))
+    };
+    let before = connections_tried().unwrap();
+    for host in
+        BLOCKED.iter().copied().chain(["private.test", "localhost", "intranet", "127.0.0.1 ", "10.0.0.1/8"])
+    {
+        let answer = ask(host, 80, b"x");
+        assert_eq!(answer["type"], "stream_close", "{host:?}: {answer}");
+    }
+    // IPv6 without brackets, at another port.
+    for address in forbidden_addresses() {
+        assert_eq!(ask(&address.to_string(), 8080, b"x")["type"], "stream_close", "{address}");
+    }
+    assert_eq!(connections_tried().unwrap(), before, "{:?}", world.arrived());
+    // What is public is connected to, names by one look-up.
+    for (host, address) in [
+        ("203.0.114.10", "203.0.114.10"),
+        ("2606:4700::1111", "2606:4700::1111"),
+        ("[2606:4700::1111]", "2606:4700::1111"),
+        ("public.test", "203.0.114.10"),
+        ("changes.test", "203.0.114.10"),
+    ] {
+        let answer = ask(host, 80, b"GET /raw HTTP/1.1\r\nhost: h\r\n\r\n");
+        let answer = base64::decode(answer["data"].as_str().unwrap()).unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK"), "{host}");
+        let arrived: Vec<IpAddr> = world.arrived().iter().map(|arrival| arrival.address).collect();
+        assert_eq!(arrived, [ip(address)], "{host}");
+    }
+    assert_eq!(world.dns.look_ups("changes.test"), 1);
+    world.assert_only_this_arrives();
+}
+
+fn data_plane_requests_are_guarded_and_a_refusal_spends_no_ticket(shell: Shell) {
+    let world = World::new(shell, &["control"]);
+    world.dns.set("private.test", &[ip("203.0.114.10"), ip("10.0.0.1")]);
+    world.dns.set("public.test", &[ip("203.0.114.10")]);
+    let before = connections_tried().unwrap();
+    let urls = BLOCKED
+        .iter()
+        .map(|host| format!("http://{host}/"))
+        .chain([String::from("http://private.test/"), String::from("http://localhost/")]);
+    for url in urls {
+        let answer = world.data_plane(&url, &world.ticket(&url));
+        assert_eq!(answer["type"], "error", "{url:?}");
+        let code = answer["code"].as_str().unwrap();
+        assert!(code == "upstream_error" || code == "bad_request", "{url:?}: {answer}");
+    }
+    let ticket = world.ticket("http://127.0.0.1/");
+    for _ in 0..2 {
+        assert_eq!(world.data_plane("http://127.0.0.1/", &ticket)["code"], "upstream_error");
+    }
+    assert_eq!(connections_tried().unwrap(), before, "{:?}", world.arrived());
+    let ticket = world.ticket("http://public.test/");
+    assert_eq!(world.data_plane("http://public.test/", &ticket)["status"], 200);
+    assert_eq!(world.data_plane("http://public.test/", &ticket)["code"], "unauthorized");
     assert_eq!(world.arrived().len(), 1);
     world.assert_only_this_arrives();
 }
