@@ -11,8 +11,6 @@ mod sockets;
 #[cfg(test)]
 #[path = "../../shell-blocking/src/testing/mod.rs"]
 mod testing;
-#[cfg(test)]
-mod tests;
 
 #[cfg(test)]
 use Smol as Tested;
