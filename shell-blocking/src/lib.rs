@@ -12,6 +12,7 @@ pub mod effects;
 pub mod http;
 pub mod log;
 pub mod measure;
+pub mod names;
 pub mod places;
 pub mod runtime_api;
 pub mod settings;

@@ -11,8 +11,6 @@ mod sockets;
 #[cfg(test)]
 #[path = "../../shell-blocking/src/testing/mod.rs"]
 mod testing;
-#[cfg(test)]
-mod tests;
 
 #[cfg(test)]
 use Smol as Tested;
@@ -34,6 +32,7 @@ impl Runtime for Smol {
     }
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
-        smol::block_on(fetch::fetch(&environment.tls, request.clone(), &Budget::default()))
+        let means = fetch::Means::new(environment.tls.clone(), Budget::default());
+        smol::block_on(means.fetch(request.clone()))
     }
 }

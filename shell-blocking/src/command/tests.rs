@@ -39,8 +39,9 @@ impl Runtime for Fake {
 
     fn fetch(&self, _: &Environment, request: &Fetch) -> Result<Response, FetchError> {
         let body = request.body.as_deref().map_or(Value::Null, |body| serde_json::from_slice(body).unwrap());
-        self.asked.borrow_mut().push((request.url.clone(), body));
-        match self.answers.iter().find(|(path, _, _)| request.url.ends_with(path)) {
+        let url = request.target.url();
+        self.asked.borrow_mut().push((url.clone(), body));
+        match self.answers.iter().find(|(path, _, _)| url.ends_with(path)) {
             Some((_, status, body)) => Ok(Response {
                 status: *status,
                 reason: String::new(),

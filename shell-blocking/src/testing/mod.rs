@@ -3,6 +3,7 @@
 //! and wants what a test wants.
 
 mod api;
+mod fetches;
 mod links;
 mod sockets;
 
@@ -43,6 +44,27 @@ pub(crate) fn server<T: Send + 'static>(
 /// An address that nobody listens on.
 pub(crate) fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A certificate for 127.0.0.1, as the server needs it and as a client that trusts it does.
+pub(crate) fn tls_pair() -> (Arc<rustls::ServerConfig>, Tls) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let thread = thread::current().name().unwrap_or_default().replace(':', "-");
+    let path = std::env::temp_dir().join(format!("consensus-{}-{thread}-ca", std::process::id()));
+    std::fs::write(&path, certificate.pem()).unwrap();
+    let tls = Tls::new(Some(&path)).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    (Arc::new(config), tls)
 }
 
 /// Stands where the node does.

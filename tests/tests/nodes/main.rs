@@ -17,3 +17,4 @@ mod settings;
 mod state;
 mod tls;
 mod transcripts;
+mod upstreams;
