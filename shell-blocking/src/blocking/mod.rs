@@ -240,6 +240,7 @@ impl Shell {
             Token::Client(number) => {
                 if let Some(api) = &mut self.api {
                     api.serve(number, &mut self.own);
+                    self.evict();
                 }
             }
         }
@@ -502,6 +503,7 @@ impl Shell {
     fn respond(&mut self, id: LocalId, response: &LocalResponse) {
         let Some(api) = &mut self.api else { return };
         let upgraded = api.respond(id, response, &mut self.own);
+        self.evict();
         let channel = upgraded.and_then(|Upgraded { stream, unread, place }| {
             let transport = Transport::Plain(Tcp::nonblocking(stream).ok()?);
             Some(Channel::of_client(transport, unread, place, self.budget.clone()))
@@ -514,6 +516,20 @@ impl Shell {
             }
             None if response.status == SWITCHING_PROTOCOLS => self.own.push_back(Input::LocalEnded { id }),
             None => {}
+        }
+    }
+
+    /// Ends WebSockets of the local API that have to go for others.
+    fn evict(&mut self) {
+        let Some(api) = &mut self.api else { return };
+        for place in api.take_evicted() {
+            let is_it = |channel: &Channel| channel.place() == Some(place);
+            let found = self.channels.iter().find(|(_, channel)| is_it(channel)).map(|(name, _)| *name);
+            if let Some(name) = found {
+                self.channels.remove(&name);
+                self.own.push_back(ended(name, LinkEnd::Lost { detail: String::new() }));
+            }
+            self.lingering.retain(|_, channel| !is_it(channel));
         }
     }
 

@@ -69,6 +69,14 @@ fn websocket(rig: &Rig) -> (LocalId, WebSocket<TcpStream>) {
     (id, WebSocket::from_raw_socket(stream, Role::Client, None))
 }
 
+/// One on which the client has said something.
+fn spoken(rig: &Rig) -> (LocalId, WebSocket<TcpStream>) {
+    let (id, mut socket) = websocket(rig);
+    socket.get_mut().write_all(HI).unwrap();
+    assert_eq!(rig.next(), Input::LocalMessage { id, data: b"hi".to_vec() });
+    (id, socket)
+}
+
 fn close(rig: &Rig, id: LocalId) {
     let reason = "data-plane complete".to_owned();
     rig.wants(Output::CloseLocal { id, code: 1000, reason });
@@ -165,10 +173,9 @@ fn a_client_that_breaks_the_rules_is_told() {
     let mut large = vec![0x82, 0xff, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0];
     large.resize(large.len() + 66_000, 0);
     assert_eq!(told(&large), 1009, "nothing so large is taken of a client that has not said anything");
-    let larger = [HI, &[0x82, 0xff, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]].concat();
-    let (id, mut socket) = websocket(&rig);
-    socket.get_mut().write_all(&larger).unwrap();
-    assert_eq!(rig.next(), Input::LocalMessage { id, data: b"hi".to_vec() });
+    let larger = &[0x82, 0xff, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0];
+    let (id, mut socket) = spoken(&rig);
+    socket.get_mut().write_all(larger).unwrap();
     assert_eq!(rig.next(), Input::LocalEnded { id });
     assert_eq!(u16::from(next_close(&mut socket).unwrap().code), 1009);
 }
@@ -197,7 +204,7 @@ fn the_end_of_the_node_answers_and_closes_first() {
 #[test]
 fn requests_and_websockets_do_not_keep_one_another_out() {
     let rig = Rig::new();
-    let sockets: Vec<_> = (0..MAX_WEBSOCKETS).map(|_| websocket(&rig)).collect();
+    let sockets: Vec<_> = (0..MAX_WEBSOCKETS).map(|_| spoken(&rig)).collect();
     let busy = |bytes: &[u8]| {
         let mut stream = connect(&rig);
         stream.write_all(bytes).unwrap();
@@ -228,6 +235,28 @@ fn requests_and_websockets_do_not_keep_one_another_out() {
         assert!(matches!(rig.next(), Input::LocalEnded { .. }));
     }
     assert_eq!(rig.finish(), []);
+}
+
+#[test]
+fn silent_websockets_keep_nobody_out() {
+    let rig = Rig::new();
+    let (first, mut spoke) = spoken(&rig);
+    let silent: Vec<_> = (1..MAX_WEBSOCKETS).map(|_| websocket(&rig)).collect();
+    let mut stream = connect(&rig);
+    stream.write_all(UPGRADE.as_bytes()).unwrap();
+    let (mut asked, mut ended) = (None, None);
+    while asked.is_none() || ended.is_none() {
+        match rig.next() {
+            Input::Local { id, .. } => asked = Some(id),
+            Input::LocalEnded { id } => ended = Some(id),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(ended, Some(silent[0].0), "the one that was silent longest");
+    respond(&rig, asked.unwrap(), 101);
+    assert!(read_head(&mut stream).starts_with("HTTP/1.1 101 "));
+    spoke.get_mut().write_all(HI).unwrap();
+    assert_eq!(rig.next(), Input::LocalMessage { id: first, data: b"hi".to_vec() });
 }
 
 #[test]

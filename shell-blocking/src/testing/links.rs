@@ -92,7 +92,9 @@ fn what_was_sent_is_told_as_the_transport_takes_it() {
     let (go, may_go) = channel::<()>();
     let (address, thread) = socket_server(move |mut socket| {
         may_go.recv().unwrap();
-        (0..COUNT).map(|_| socket.read().unwrap().into_data().len()).sum::<usize>()
+        let heard: usize = (0..COUNT).map(|_| socket.read().unwrap().into_data().len()).sum();
+        // It ends when all was told: after the end nothing is.
+        (heard, socket)
     });
     let rig = connected(address);
     send(&rig, vec![0; 10]);
@@ -112,7 +114,9 @@ fn what_was_sent_is_told_as_the_transport_takes_it() {
         sent += bytes;
     }
     assert_eq!(sent, (COUNT - 1) * SIZE);
-    assert_eq!(thread.join().unwrap(), sent + 10);
+    let (heard, socket) = thread.join().unwrap();
+    assert_eq!(heard, sent + 10);
+    drop(socket);
     let end = ended(&rig);
     assert!(matches!(end, LinkEnd::Lost { .. }), "{end:?}");
     assert_eq!(rig.finish(), []);
