@@ -10,6 +10,7 @@ use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
@@ -52,6 +53,10 @@ pub struct Load {
     #[argh(option)]
     pub shell: Option<Shell>,
 
+    /// the node's program, of the shell that --shell says; without it both shells are built
+    #[argh(option)]
+    pub node: Option<PathBuf>,
+
     /// seconds each figure is measured for (default 5)
     #[argh(option, default = "5.0")]
     pub seconds: f64,
@@ -67,6 +72,10 @@ pub struct Load {
     /// that many requests at once only (default 1 and 64)
     #[argh(option)]
     pub at_once: Option<usize>,
+
+    /// bodies of 16 KiB only, for a look at whether all is well
+    #[argh(switch)]
+    pub short: bool,
 
     /// write JSON instead of a table
     #[argh(switch)]
@@ -200,8 +209,12 @@ fn measure_all(load: &Load) -> io::Result<Vec<Cell>> {
     if !(load.seconds > 0.0 && load.seconds <= 3600.0) {
         return Err(io::Error::other("--seconds is not between 0 and 3600"));
     }
+    if load.node.is_some() && load.shell.is_none() {
+        return Err(io::Error::other("--node takes a --shell beside it"));
+    }
     let window = Duration::from_secs_f64(load.seconds);
-    let sizes = load.kib.map_or(SIZES.to_vec(), |kib| vec![kib * 1024]);
+    let kib = load.kib.or(load.short.then_some(16));
+    let sizes = kib.map_or(SIZES.to_vec(), |kib| vec![kib * 1024]);
     let at_once = load.at_once.map_or(AT_ONCE.to_vec(), |only| vec![only]);
     let mut cells = Vec::new();
     let mut prices = Prices::default();
@@ -224,11 +237,15 @@ fn measure_all(load: &Load) -> io::Result<Vec<Cell>> {
     }
     let shells = Shell::ALL.into_iter().filter(|shell| load.shell.is_none_or(|only| only == *shell));
     for shell in shells {
+        let program = match &load.node {
+            Some(program) => std::path::absolute(program)?,
+            None => binaries::build(shell)?,
+        };
         for kind in Kind::ALL.into_iter().filter(|kind| load.only.is_none_or(|only| only == *kind)) {
             for &size in &sizes {
                 for &at_once in &at_once {
                     let what = format!("{}, {}, {size} bytes, {at_once} at once", shell.name(), kind.name());
-                    let cell = Bench::start(shell, size)
+                    let cell = Bench::start(shell, &program, size)
                         .and_then(|bench| bench.measure(kind, at_once, window, &mut prices))
                         .map_err(|error| io::Error::other(format!("{what}: {error}")))?;
                     if !load.json {
@@ -254,8 +271,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(shell: Shell, size: usize) -> io::Result<Self> {
-        let program = binaries::build(shell)?;
+    fn start(shell: Shell, program: &Path, size: usize) -> io::Result<Self> {
         let home = Home::new()?;
         // A network whose key is known here as well, so that tickets are issued without asking it.
         let state = home.root().join("server.json");
@@ -271,7 +287,7 @@ impl Bench {
         let node_key = fs::read_to_string(network.home.state_dir().join("keys/node.pub"))?;
         let node_key = pem::decode_public(&node_key).map_err(io::Error::other)?;
         let listen = network.local_api.to_string();
-        let mut command = network.node(&program, ["run", "--listen", &listen, "--allow-private-targets"]);
+        let mut command = network.node(program, ["run", "--listen", &listen, "--allow-private-targets"]);
         command.env("CONSENSUS_LOG_LEVEL", "warn");
         let node = NodeProcess::spawn(command)?;
         let ready = network.orchestrator.journal().wait(0, TIMEOUT, |record| {
