@@ -30,7 +30,7 @@ use crate::release::manifest::{Capabilities, Manifest};
 use crate::state::Registration;
 use crate::time::{Deadline, Now, Reason, iso8601};
 use crate::wire::base64;
-use crate::wire::message::{EvalParams, joined_headers};
+use crate::wire::message::{EvalParams, JoinedHeaders, joined_headers};
 
 /// What the API needs of the node it speaks for.
 pub(crate) struct Context<'a, C: Crypto> {
@@ -280,8 +280,8 @@ impl Api {
             headers: body.headers.unwrap_or_default().into_iter().collect(),
             body: data,
         };
-        let fetch = guard::fetch(request, self.audience, self.limits.request_timeout, self.limits.max_response_body);
-        let (_, fetch) = fetch.map_err(|refused| match refused {
+        let bounds = self.limits.bounds(self.limits.max_response_body);
+        let fetch = guard::fetch(request, self.audience, bounds).map_err(|refused| match refused {
             guard::Refused::NotPublic => (403, "forbidden_target", refused.to_string()),
             _ => bad(refused.to_string()),
         })?;
@@ -402,7 +402,7 @@ struct Proxied<'a> {
     status: u16,
     #[serde(rename = "statusText")]
     status_text: &'a str,
-    headers: BTreeMap<String, String>,
+    headers: JoinedHeaders<'a>,
     data: Data<'a>,
     data_encoding: &'static str,
     meta: Value,

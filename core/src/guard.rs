@@ -16,9 +16,10 @@ use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use url::{Host, Position, Url};
 
-use crate::io::{Audience, Fetch, FetchError, FetchErrorKind};
+use crate::io::{Audience, Bounds, Fetch, FetchError, FetchErrorKind};
 use crate::limits::{MAX_HTTP_HEAD, MAX_HTTP_HEADERS};
 
 /// The longest URL that is read, in bytes. No browser or server of note takes a longer one in a request line.
@@ -90,7 +91,8 @@ impl From<Refused> for FetchError {
 }
 
 /// The two schemes that are fetched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Scheme {
     /// Plain HTTP.
     Http,
@@ -119,7 +121,7 @@ impl Scheme {
 }
 
 /// Where a request goes: what a URL says, without user name, password and fragment, which are never sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// Plain or over TLS.
     pub scheme: Scheme,
@@ -432,19 +434,14 @@ pub struct Request<'a> {
     pub body: Option<Vec<u8>>,
 }
 
-/// The effect that fetches it, by all rules of protocol.md section 11, and where it goes (for logs).
+/// The effect that fetches it, by all rules of protocol.md section 11.
 ///
 /// For [`Audience::Stranger`] a literal address is judged here already; the shell judges every address again before
 /// it connects. A body on GET or HEAD is left out.
 ///
 /// # Errors
 /// [`Refused`].
-pub fn fetch(
-    request: Request<'_>,
-    audience: Audience,
-    timeout: Duration,
-    max_body: usize,
-) -> Result<(Target, Fetch), Refused> {
+pub fn fetch(request: Request<'_>, audience: Audience, bounds: Bounds) -> Result<Fetch, Refused> {
     let target = Target::parse(request.url)?;
     if audience == Audience::Stranger {
         target.check_literal()?;
@@ -455,8 +452,7 @@ pub fn fetch(
     };
     let body = request.body.filter(|_| !matches!(method.as_str(), "GET" | "HEAD"));
     let headers = request_headers(request.headers)?;
-    let fetch = Fetch { audience, method, url: target.url(), headers, body, timeout, max_body };
-    Ok((target, fetch))
+    Ok(Fetch { audience, method, target, headers, body, bounds })
 }
 
 /// Where a raw tunnel goes: a host, by the same rules as in a URL, and a port.
@@ -493,6 +489,7 @@ mod tests {
 
     use super::cases::{ALLOWED, BLOCKED};
     use super::*;
+    use crate::limits::Limits;
 
     fn check(url: &str) -> Result<Target, Refused> {
         let target = Target::parse(url)?;
@@ -513,7 +510,7 @@ mod tests {
     }
 
     fn fetched(request: Request<'_>) -> Result<Fetch, Refused> {
-        Ok(fetch(request, Audience::Stranger, Duration::from_secs(1), 10)?.1)
+        fetch(request, Audience::Stranger, Limits::default().bounds(10))
     }
 
     #[test]
@@ -716,8 +713,8 @@ mod tests {
     fn a_stranger_does_not_reach_what_the_operator_may() {
         let private = || request("http://127.0.0.1/", None);
         assert_eq!(fetched(private()), Err(Refused::NotPublic));
-        let (_, fetch) = fetch(private(), Audience::Operator, Duration::from_secs(1), 10).unwrap();
-        assert_eq!(fetch.url, "http://127.0.0.1/");
+        let fetch = fetch(private(), Audience::Operator, Limits::default().bounds(10)).unwrap();
+        assert_eq!(fetch.target.url(), "http://127.0.0.1/");
     }
 
     #[test]

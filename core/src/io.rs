@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::bench::report::Report;
 use crate::data_plane::replay;
 use crate::event::Event;
+use crate::guard::Target;
 use crate::state::MAX_STATE_FILE;
 use crate::time::Deadline;
 
@@ -354,20 +355,33 @@ pub struct Fetch {
     pub audience: Audience,
     /// A token of RFC 9110, upper case as sent.
     pub method: String,
-    /// `http://` or `https://`, whole, already parsed and serialised again by the WHATWG rules.
-    pub url: String,
+    /// The URL, parsed by the WHATWG rules, once: what was judged is what is asked for.
+    pub target: Target,
     /// Already cleaned: no hop-by-hop field, no `host`, no length. Values are ISO 8859-1, as HTTP has it.
     pub headers: Vec<(String, String)>,
     /// Absent on GET and HEAD.
     pub body: Option<Vec<u8>>,
-    /// The whole exchange, from the look-up to the last byte.
-    pub timeout: Duration,
-    /// The largest body to take, in bytes as transferred.
+    /// How long it may take, and how much may come of it.
+    pub bounds: Bounds,
+}
+
+/// The bounds of one [`Fetch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// From the begin of the look-up to a connection, TLS included.
+    pub connect: Duration,
+    /// From the connection to the first byte of an answer, the sending of the request included.
+    pub first_byte: Duration,
+    /// From the look-up to the last byte. The other two are never longer in effect.
+    pub whole: Duration,
+    /// The largest head of a response, interim responses before it included, in bytes.
+    pub max_head: usize,
+    /// The largest body to take, in bytes without the transfer coding.
     pub max_body: usize,
 }
 
 /// For whom something is fetched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Audience {
     /// The network's own interface, which the operator configured: any address.

@@ -7,6 +7,8 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::io::Bounds;
+
 /// One WebSocket message, whichever way (protocol.md section 2). A shell hands it to its WebSocket library,
 /// which refuses a larger one by its header, before memory is taken for it.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -80,8 +82,18 @@ pub const MAX_SERVER_RESPONSE: usize = 256 * 1024;
 /// Bodies of proxied requests held at once, decoded, in bytes.
 pub const MAX_REQUEST_BODIES: usize = 64 * 1024 * 1024;
 
-/// One exchange with the network's own HTTP interface.
-pub const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
+/// One exchange with the network's own HTTP interface. It may take its time to answer: it mails codes.
+pub const SERVER_BOUNDS: Bounds = Bounds {
+    connect: CONNECT_TIMEOUT,
+    first_byte: Duration::from_secs(30),
+    whole: Duration::from_secs(30),
+    max_head: MAX_HTTP_HEAD,
+    max_body: MAX_SERVER_RESPONSE,
+};
+
+/// From the begin of a look-up to a connection, TLS included. A target far away takes one second; what does not answer
+/// in ten does not answer.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The head (status line and headers) of any HTTP message, in bytes.
 pub const MAX_HTTP_HEAD: usize = 64 * 1024;
@@ -162,6 +174,20 @@ pub struct Limits {
     pub request_timeout: Duration,
 }
 
+impl Limits {
+    /// What a fetch for others may take, where its body may have that many bytes.
+    #[must_use]
+    pub fn bounds(&self, max_body: usize) -> Bounds {
+        Bounds {
+            connect: self.connect_timeout.min(self.request_timeout),
+            first_byte: self.first_byte_timeout.min(self.request_timeout),
+            whole: self.request_timeout,
+            max_head: self.max_head.min(MAX_HTTP_HEAD),
+            max_body: max_body.min(self.max_response_body),
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -173,7 +199,7 @@ impl Default for Limits {
             max_request_body: 10 * 1024 * 1024,
             max_response_body: 50 * 1024 * 1024,
             max_head: MAX_HTTP_HEAD,
-            connect_timeout: Duration::from_secs(10),
+            connect_timeout: CONNECT_TIMEOUT,
             first_byte_timeout: PROXY_TIMEOUT,
             request_timeout: PROXY_TIMEOUT,
         }

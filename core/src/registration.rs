@@ -18,7 +18,7 @@ use serde_json::{Number, Value};
 use crate::event::Level;
 use crate::guard::{Refused, Target};
 use crate::io::{Audience, Fetch, FetchError, FetchErrorKind, Finish, Outcome, Response, StateFile};
-use crate::limits::{MAX_SERVER_RESPONSE, SERVER_TIMEOUT};
+use crate::limits::SERVER_BOUNDS;
 use crate::release::manifest::Capabilities;
 use crate::state::{JoinAuth, Jwk, Registration, is_node_id};
 use crate::text::printable;
@@ -672,11 +672,10 @@ pub fn operator_request(
     Ok(Fetch {
         audience: Audience::Operator,
         method: method.to_string(),
-        url: format!("{}{base}{path}", target.origin()),
+        target: Target::parse(&format!("{}{base}{path}", target.origin()))?,
         headers,
         body,
-        timeout: SERVER_TIMEOUT,
-        max_body: MAX_SERVER_RESPONSE,
+        bounds: SERVER_BOUNDS,
     })
 }
 
@@ -814,7 +813,7 @@ mod tests {
         fn expect_fetch(&mut self, method: &str, path: &str) -> Value {
             let Output::Fetch(fetch) = self.next() else { panic!("no request to {path}") };
             assert_eq!(
-                (fetch.method.as_str(), fetch.url.as_str()),
+                (fetch.method.as_str(), fetch.target.url().as_str()),
                 (method, &*format!("https://api.example{path}"))
             );
             assert_eq!(fetch.audience, Audience::Operator);
@@ -1100,8 +1099,8 @@ mod tests {
     #[test]
     fn requests_go_below_the_server_url() {
         let request = |server| operator_request(server, "GET", "/a", None).unwrap();
-        assert_eq!(request("http://127.0.0.1:8080").url, "http://127.0.0.1:8080/a");
-        assert_eq!(request("https://u:p@h.example/base/?q#f").url, "https://h.example/base/a");
+        assert_eq!(request("http://127.0.0.1:8080").target.url(), "http://127.0.0.1:8080/a");
+        assert_eq!(request("https://u:p@h.example/base/?q#f").target.url(), "https://h.example/base/a");
         assert!(request("https://h").headers.iter().all(|(name, _)| name != "content-type"));
     }
 }

@@ -2,14 +2,18 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use consensus_core::guard::{self, Target};
 use consensus_core::io::{Audience, FetchError, FetchErrorKind, LinkEnd, OpenStage};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// For one address; there may be another.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
+use crate::http::times::seconds;
+use crate::names::Names;
+
+/// How long one address is tried where there is another.
+pub const ADDRESS_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub enum DialError {
     Connect(String),
     /// TLS failed.
     Tls(String),
+    /// There was none in time; how far it came.
+    Late(OpenStage, Duration),
 }
 
 impl DialError {
@@ -33,6 +39,7 @@ impl DialError {
             Self::Forbidden(refused) => (OpenStage::Resolve, refused.to_string()),
             Self::Connect(detail) => (OpenStage::Connect, detail),
             Self::Tls(detail) => (OpenStage::Tls, detail),
+            Self::Late(stage, time) => (stage, late(stage, time)),
         };
         LinkEnd::Unopened { stage, detail }
     }
@@ -45,9 +52,19 @@ impl DialError {
             Self::Resolve(detail) => (FetchErrorKind::Resolve, detail),
             Self::Connect(detail) => (FetchErrorKind::Connect, detail),
             Self::Tls(detail) => (FetchErrorKind::Tls, detail),
+            Self::Late(stage, time) => (FetchErrorKind::Timeout, late(stage, time)),
         };
         FetchError { kind, detail }
     }
+}
+
+fn late(stage: OpenStage, time: Duration) -> String {
+    let why = match stage {
+        OpenStage::Resolve => "the name was still being looked up",
+        OpenStage::Connect => "nothing answered at its address",
+        OpenStage::Tls | OpenStage::Upgrade => "the other side did not finish the TLS handshake",
+    };
+    format!("no connection within {}: {why}", seconds(time))
 }
 
 /// The addresses to try, of those that the target's name resolved to (or that the URL holds).
@@ -72,39 +89,28 @@ pub fn candidates(
     }
 }
 
-/// Look-ups of strangers' names at once. Each holds a thread until the system's resolver is done with it, which may be
-/// long after nobody waits for it any more.
-const MAX_LOOK_UPS: usize = 32;
-
-static LOOK_UPS: AtomicUsize = AtomicUsize::new(0);
-
-/// The place of one look-up, given back when dropped; to be held until the resolver has answered.
-#[derive(Debug)]
-pub struct LookUp {
-    counts: bool,
+/// The addresses to try for `target`, if there is nothing to wait for: a literal address, or a name that was looked up
+/// a short time ago. The guard judges them here as after any look-up.
+#[must_use]
+pub fn known(
+    target: &Target,
+    audience: Audience,
+    names: &Names,
+) -> Option<Result<Vec<SocketAddr>, DialError>> {
+    if let Some(address) = target.literal {
+        return Some(candidates(target, audience, &[address]));
+    }
+    Some(match names.known(&target.host, audience)? {
+        Ok(found) => candidates(target, audience, &found),
+        Err(error) => Err(unresolved(target, &error)),
+    })
 }
 
-impl LookUp {
-    /// A place for a look-up. The operator's own names always get one.
-    ///
-    /// # Errors
-    /// Too many of strangers' names are being looked up.
-    pub fn begin(audience: Audience) -> Result<Self, DialError> {
-        let counts = audience == Audience::Stranger;
-        let place = Self { counts };
-        if counts && LOOK_UPS.fetch_add(1, Ordering::Relaxed) >= MAX_LOOK_UPS {
-            return Err(DialError::Resolve("too many names are being looked up".to_owned()));
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for LookUp {
-    fn drop(&mut self) {
-        if self.counts {
-            LOOK_UPS.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
+/// Whether a connection has nothing to read and has not ended.
+#[must_use]
+pub fn is_quiet(connection: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(connection, PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
 }
 
 /// What the system says of a server that takes no connection, with the server.
@@ -115,22 +121,13 @@ pub fn unconnected(target: &Target, error: &io::Error) -> DialError {
 
 /// What the system says of a name that does not resolve, with the name.
 #[must_use]
-pub fn unresolved(target: &Target, error: &io::Error) -> DialError {
+pub fn unresolved(target: &Target, error: &str) -> DialError {
     DialError::Resolve(format!("{}: {error}", target.host))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn strangers_names_are_looked_up_a_bounded_number_at_a_time() {
-        let places: Vec<_> = (0..MAX_LOOK_UPS).map(|_| LookUp::begin(Audience::Stranger).unwrap()).collect();
-        assert!(LookUp::begin(Audience::Stranger).is_err());
-        assert!(LookUp::begin(Audience::Operator).is_ok(), "the tunnel's own name is not kept out");
-        drop(places);
-        assert!(LookUp::begin(Audience::Stranger).is_ok());
-    }
 
     #[test]
     fn a_stranger_gets_the_first_address_and_only_if_all_are_public() {

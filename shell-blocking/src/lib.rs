@@ -12,6 +12,7 @@ pub mod effects;
 pub mod http;
 pub mod log;
 pub mod measure;
+pub mod names;
 pub mod places;
 pub mod runtime_api;
 pub mod settings;
@@ -24,3 +25,14 @@ pub mod websocket;
 
 #[cfg(feature = "runtime")]
 pub mod blocking;
+
+// Tests that both shells share name this crate from outside.
+#[cfg(test)]
+#[cfg(feature = "runtime")]
+extern crate self as shell_blocking;
+#[cfg(test)]
+#[cfg(feature = "runtime")]
+use blocking::Blocking as Tested;
+#[cfg(test)]
+#[cfg(feature = "runtime")]
+mod testing;

@@ -1,8 +1,8 @@
 //! Who has a place among the connections of the local API.
 //!
 //! Anybody who reaches it can open connections and say nothing. Such connections never keep others out: when all places
-//! are taken, the one that has waited longest for a request is closed for the next. Requests under way and WebSockets
-//! have bounds of their own, so that neither keeps the other out.
+//! are taken, the one that has been silent longest is closed for the next. Requests under way and WebSockets have bounds
+//! of their own, so that neither keeps the other out.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -30,23 +30,30 @@ pub enum Doing {
     Waiting,
     /// A request is under way on it.
     Request,
-    /// It is a WebSocket, or asks to be.
+    /// It is a WebSocket, or asks to be, and no message has come on it.
+    Silent,
+    /// It is a WebSocket on which a message came.
     WebSocket,
 }
+
+/// Too many connections do that already, or this one had to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
 
 impl Doing {
     /// What a connection with that request does.
     #[must_use]
     pub fn of(request: &LocalRequest) -> Self {
         let is_upgrade = |value: &str| value.trim().eq_ignore_ascii_case("websocket");
-        if request.header("upgrade").is_some_and(is_upgrade) { Self::WebSocket } else { Self::Request }
+        if request.header("upgrade").is_some_and(is_upgrade) { Self::Silent } else { Self::Request }
     }
 
-    const fn most(self) -> usize {
+    /// How many may do it at once, and what counts as that.
+    const fn most(self) -> (usize, &'static [Self]) {
         match self {
-            Self::Waiting => MAX_CONNECTIONS,
-            Self::Request => MAX_REQUESTS,
-            Self::WebSocket => MAX_WEBSOCKETS,
+            Self::Waiting => (MAX_CONNECTIONS, &[Self::Waiting]),
+            Self::Request => (MAX_REQUESTS, &[Self::Request]),
+            Self::Silent | Self::WebSocket => (MAX_WEBSOCKETS, &[Self::Silent, Self::WebSocket]),
         }
     }
 }
@@ -89,26 +96,35 @@ impl<T> Places<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection, and the number of the connection that has to go for it. Nothing when all are busy.
-    pub fn enter(&self, evict: T) -> Option<(Place<T>, Option<u64>)> {
+    /// A place for a new connection, and the number of the connection that has to go for it.
+    ///
+    /// # Errors
+    /// All are busy.
+    pub fn enter(&self, evict: T) -> Result<(Place<T>, Option<u64>), Full> {
         let mut taken = self.taken();
-        let evicted =
-            if taken.by_number.len() < MAX_CONNECTIONS { None } else { Some(taken.longest_waiting()?) };
-        if let Some(evicted) = evicted {
-            taken.by_number.remove(&evicted);
-        }
-        let (number, begun) = (taken.next, taken.begun);
+        let is_full = taken.by_number.len() >= MAX_CONNECTIONS;
+        let evicted = if is_full { Some(taken.evict(Doing::Waiting)?) } else { None };
+        let number = taken.next;
         taken.next += 1;
-        taken.begun += 1;
+        let begun = taken.begin();
         taken.by_number.insert(number, Seat { doing: Doing::Waiting, begun, _evict: evict });
-        Some((Place { number, places: Self(Arc::clone(&self.0)) }, evicted))
+        Ok((Place { number, places: Self(Arc::clone(&self.0)) }, evicted))
     }
 }
 
 impl<T> Taken<T> {
-    fn longest_waiting(&self) -> Option<u64> {
-        let waiting = self.by_number.iter().filter(|(_, seat)| seat.doing == Doing::Waiting);
-        waiting.min_by_key(|(_, seat)| seat.begun).map(|(number, _)| *number)
+    fn begin(&mut self) -> u64 {
+        self.begun += 1;
+        self.begun
+    }
+
+    /// Closes the connection that has done that longest.
+    fn evict(&mut self, doing: Doing) -> Result<u64, Full> {
+        let those = self.by_number.iter().filter(|(_, seat)| seat.doing == doing);
+        let (number, _) = those.min_by_key(|(_, seat)| seat.begun).ok_or(Full)?;
+        let number = *number;
+        self.by_number.remove(&number);
+        Ok(number)
     }
 }
 
@@ -119,19 +135,27 @@ impl<T> Place<T> {
         self.number
     }
 
-    /// The connection does something else now. `false` when too many do that already, or it had to go.
-    pub fn begin(&self, doing: Doing) -> bool {
+    /// The connection does something else now. Gives the number of the connection that has to go for it.
+    ///
+    /// # Errors
+    /// Too many do that already, or this one had to go itself.
+    pub fn begin(&self, doing: Doing) -> Result<Option<u64>, Full> {
         let mut taken = self.places.taken();
-        let others =
-            taken.by_number.iter().filter(|(number, seat)| **number != self.number && seat.doing == doing);
-        if others.count() >= doing.most() {
-            return false;
+        if !taken.by_number.contains_key(&self.number) {
+            return Err(Full);
         }
-        let begun = taken.begun;
-        taken.begun += 1;
-        let Some(seat) = taken.by_number.get_mut(&self.number) else { return false };
+        let (most, same) = doing.most();
+        let others = taken.by_number.iter();
+        let others = others.filter(|(number, seat)| **number != self.number && same.contains(&seat.doing));
+        let evicted = match (others.count() < most, doing) {
+            (true, _) => None,
+            (false, Doing::Silent) => Some(taken.evict(Doing::Silent)?),
+            (false, Doing::Waiting | Doing::Request | Doing::WebSocket) => return Err(Full),
+        };
+        let begun = taken.begin();
+        let seat = taken.by_number.get_mut(&self.number).ok_or(Full)?;
         (seat.doing, seat.begun) = (doing, begun);
-        true
+        Ok(evicted)
     }
 }
 
@@ -154,27 +178,54 @@ pub fn refuse_at_once(mut stream: &TcpStream) {
 mod tests {
     use super::*;
 
+    fn enter(count: usize, places: &Places<()>) -> Vec<Place<()>> {
+        (0..count).map(|_| places.enter(()).unwrap().0).collect()
+    }
+
     #[test]
-    fn silent_connections_make_room_and_busy_ones_keep_theirs() {
-        let places = Places::<()>::default();
-        let mut held: Vec<_> = (0..MAX_CONNECTIONS).map(|_| places.enter(()).unwrap().0).collect();
+    fn silent_connections_make_room() {
+        let places = Places::default();
+        let held = enter(MAX_CONNECTIONS, &places);
         // The first has had a request, so that the second has waited longer.
-        assert!(held[0].begin(Doing::Request) && held[0].begin(Doing::Waiting));
+        held[0].begin(Doing::Request).unwrap();
+        held[0].begin(Doing::Waiting).unwrap();
         let (_new, evicted) = places.enter(()).unwrap();
         assert_eq!(evicted, Some(held[1].number()));
-        assert!(!held[1].begin(Doing::Request), "it had to go");
-        held.remove(1);
-
-        let begun = |doing| held.iter().filter(|place| place.begin(doing)).count();
-        assert_eq!(begun(Doing::WebSocket), MAX_WEBSOCKETS);
-        let rest: Vec<_> = held.iter().skip(MAX_WEBSOCKETS).collect();
-        assert_eq!(rest.iter().filter(|place| place.begin(Doing::Request)).count(), MAX_REQUESTS);
-        let waiting = MAX_CONNECTIONS - MAX_WEBSOCKETS - MAX_REQUESTS;
-        let more: Vec<_> = (0..waiting).map(|_| places.enter(()).unwrap()).collect();
-        assert!(more.iter().all(|(_, evicted)| evicted.is_some()));
-        assert!(more.iter().all(|(place, _)| !place.begin(Doing::Request)));
-        held.pop();
+        assert_eq!(held[1].begin(Doing::Request), Err(Full), "it had to go");
+        drop(held);
         assert_eq!(places.enter(()).unwrap().1, None, "a place given back is free");
+    }
+
+    #[test]
+    fn silent_websockets_make_room_and_those_that_spoke_keep_theirs() {
+        let places = Places::default();
+        let held = enter(MAX_WEBSOCKETS, &places);
+        assert!(held.iter().all(|place| place.begin(Doing::Silent) == Ok(None)));
+        held[0].begin(Doing::WebSocket).unwrap();
+        let (new, _) = places.enter(()).unwrap();
+        assert_eq!(new.begin(Doing::Silent), Ok(Some(held[1].number())));
+        assert_eq!(held[1].begin(Doing::WebSocket), Err(Full), "it had to go");
+        for place in held.iter().skip(2) {
+            place.begin(Doing::WebSocket).unwrap();
+        }
+        new.begin(Doing::WebSocket).unwrap();
+        let (other, _) = places.enter(()).unwrap();
+        assert_eq!(other.begin(Doing::Silent), Err(Full));
+        assert_eq!(other.begin(Doing::Request), Ok(None), "requests have their own bound");
+    }
+
+    #[test]
+    fn requests_and_websockets_have_bounds_of_their_own() {
+        let places = Places::default();
+        let requests = enter(MAX_REQUESTS + 1, &places);
+        let begun = requests.iter().filter(|place| place.begin(Doing::Request).is_ok());
+        assert_eq!(begun.count(), MAX_REQUESTS);
+        let sockets = enter(MAX_WEBSOCKETS, &places);
+        assert!(sockets.iter().all(|place| place.begin(Doing::Silent) == Ok(None)));
+        // All that is left is for those that have not said what they want; when they have, nobody has to go.
+        let rest = enter(MAX_CONNECTIONS - MAX_WEBSOCKETS - MAX_REQUESTS - 1, &places);
+        assert_eq!(places.enter(()).unwrap().1, Some(requests[MAX_REQUESTS].number()));
+        drop(rest);
     }
 
     #[test]

@@ -636,7 +636,8 @@ impl Sources<'_> {
     /// A wrong value.
     pub fn serving(&self) -> Result<Serving, UsageError> {
         let mut limits = Limits::default();
-        let size = |number: u64, unit: u64| usize::try_from(number.saturating_mul(unit)).unwrap_or(usize::MAX);
+        let size =
+            |number: u64, unit: u64| usize::try_from(number.saturating_mul(unit)).unwrap_or(usize::MAX);
         for (setting, limit, unit) in [
             (&MAX_REQUESTS, &mut limits.max_requests, 1),
             (&MAX_STREAMS_OPEN, &mut limits.max_streams, 1),

@@ -33,6 +33,9 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// does not read must not hold memory.
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a client of the local API may take to answer a close frame when nothing else is left.
+pub const CLIENT_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A client that has not sent a first message yet is not known to want anything sensible: no larger one is taken of it.
 /// Of every client, what comes in over it counts against the [`budget`](crate::budget).
 const FREE_INTAKE: usize = 64 * 1024;

@@ -77,19 +77,43 @@ pub(crate) fn listen(
             };
             let _ = stream.get_ref().set_nodelay(true);
             let (evict, evicted) = smol::channel::bounded(1);
-            let Some((place, _)) = places.enter(evict) else {
+            let Ok((place, _)) = places.enter(evict) else {
                 refuse_at_once(stream.get_ref());
                 continue;
             };
             let stream = TcpStream::from(stream);
-            let client = Client { stream, place, happened: happened.clone(), budget: budget.clone() };
-            let evicted = async move {
-                // Nothing is ever sent: the other end is dropped.
-                let _ = evicted.recv().await;
-            };
-            spawner.spawn(future::or(client.serve(), evicted)).detach();
+            let client = Client { stream, place, happened: happened.clone() };
+            spawner.spawn(serve(client, budget.clone(), evicted)).detach();
         }
     }))
+}
+
+/// Serves a connection to its end, or until it has to go for another.
+async fn serve(mut client: Client, budget: Budget, evicted: Receiver<()>) {
+    let evicted = || async {
+        // Nothing is ever sent: the other end is dropped.
+        let _ = evicted.recv().await;
+    };
+    let gone = async {
+        evicted().await;
+        None
+    };
+    let Some(Upgrade { id, far, unread }) = future::or(client.speak_http(), gone).await else { return };
+    let Client { stream, place, happened } = client;
+    if let Some(unread) = unread {
+        let socket = serve_client(id, Box::new(stream), unread, &budget, far, &happened, &place);
+        future::or(socket, evicted()).await;
+    }
+    // The runtime knows whether the node has been told.
+    let _ = happened.send(Happened::Input(Input::LocalEnded { id })).await;
+}
+
+/// A connection that the node made a WebSocket of.
+struct Upgrade {
+    id: LocalId,
+    far: Far,
+    /// What came with the request; nothing where the client did not take the answer.
+    unread: Option<Vec<u8>>,
 }
 
 /// One connection.
@@ -97,11 +121,10 @@ struct Client {
     stream: TcpStream,
     place: Place<Sender<()>>,
     happened: Sender<Happened>,
-    budget: Budget,
 }
 
 impl Client {
-    async fn serve(mut self) {
+    async fn speak_http(&mut self) -> Option<Upgrade> {
         let now = || system::now().unix;
         let mut connection = Connection::new();
         let mut buffer = vec![0; 4096];
@@ -113,7 +136,7 @@ impl Client {
                 Step::Read => {
                     let wanted = connection.waiting();
                     if wanted != waiting && (waiting, wanted) != (Waiting::Head, Waiting::Request) {
-                        if wanted == Waiting::Body && !self.place.begin(Doing::Request) {
+                        if wanted == Waiting::Body && self.place.begin(Doing::Request).is_err() {
                             return self.refuse(&Connection::busy(now())).await;
                         }
                         waiting = wanted;
@@ -131,25 +154,27 @@ impl Client {
                 Step::Write(bytes) => self.write(&bytes).await,
                 Step::Refuse(bytes) => return self.refuse(&bytes).await,
                 Step::Request(request) => {
-                    if !self.place.begin(Doing::of(&request)) {
+                    if self.place.begin(Doing::of(&request)).is_err() {
                         return self.refuse(&Connection::busy(now())).await;
                     }
-                    let Some(Answer { response, upgrade, busy }) = self.ask(request).await else { return };
+                    let Answer { response, upgrade, busy } = self.ask(request).await?;
                     let bytes = connection.respond(&response, now());
                     let written = self.write(&bytes).await;
                     drop(busy);
                     if let Some((id, far)) = upgrade {
                         let is_upgraded = written.is_some() && connection.is_upgraded();
-                        return self.upgrade(id, far, is_upgraded.then(|| connection.into_unread())).await;
+                        let unread = is_upgraded.then(|| connection.into_unread());
+                        return Some(Upgrade { id, far, unread });
                     }
-                    self.place.begin(Doing::Waiting);
+                    // There are as many places to wait in as there are places.
+                    let _ = self.place.begin(Doing::Waiting);
                     waiting = Waiting::Request;
                     until = Instant::now() + patience(waiting);
                     written
                 }
             };
             if written.is_none() || connection.is_closed() {
-                return;
+                return None;
             }
         }
     }
@@ -158,18 +183,6 @@ impl Client {
         let (answer, answered): (_, Receiver<Answer>) = smol::channel::bounded(1);
         self.happened.send(Happened::Local { request, answer }).await.ok()?;
         answered.recv().await.ok()
-    }
-
-    /// Becomes a WebSocket, if the client took the answer.
-    async fn upgrade(self, id: LocalId, far: Far, unread: Option<Vec<u8>>) {
-        let Self { stream, place, happened, budget } = self;
-        match unread {
-            Some(unread) => serve_client(id, Box::new(stream), unread, &budget, far, &happened).await,
-            None => {
-                let _ = happened.send(Happened::Input(Input::LocalEnded { id })).await;
-            }
-        }
-        drop(place);
     }
 
     async fn read(&mut self, buffer: &mut [u8], until: Instant) -> Read {
@@ -187,10 +200,9 @@ impl Client {
     }
 
     /// Says why, and waits a moment until that is read: a connection closed with unread data is reset.
-    async fn refuse(&mut self, answer: &[u8]) {
-        if self.write(answer).await.is_none() || self.stream.shutdown(Shutdown::Write).is_err() {
-            return;
-        }
+    async fn refuse(&mut self, answer: &[u8]) -> Option<Upgrade> {
+        self.write(answer).await?;
+        self.stream.shutdown(Shutdown::Write).ok()?;
         let timeout = async {
             Timer::after(REFUSAL_TIMEOUT).await;
         };
@@ -199,6 +211,7 @@ impl Client {
             while matches!(self.stream.read(&mut buffer).await, Ok(count) if count > 0) {}
         };
         future::or(drain, timeout).await;
+        None
     }
 
     /// `None` when the client took too long or the connection broke.

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use async_tungstenite::tungstenite::protocol::{CloseFrame, Role};
@@ -14,7 +14,10 @@ use async_tungstenite::tungstenite::{Error, Message};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream};
 use consensus_core::io::{Input, LinkEnd, LinkId, LocalId};
 use shell_blocking::budget::{Budget, Share};
-use shell_blocking::websocket::{self, BYTES_A_TURN, CLIENT_TIMEOUT, CLOSE_TIMEOUT, Intake};
+use shell_blocking::places::{Doing, Place};
+use shell_blocking::websocket::{
+    self, BYTES_A_TURN, CLIENT_CLOSE_TIMEOUT, CLIENT_TIMEOUT, CLOSE_TIMEOUT, Intake,
+};
 use smol::channel::{Receiver, Sender};
 use smol::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use smol::stream::StreamExt as _;
@@ -161,6 +164,7 @@ pub(crate) async fn serve_client(
     budget: &Budget,
     far: Far,
     happened: &Sender<Happened>,
+    place: &Place<Sender<()>>,
 ) {
     let mut intake = Intake::new(budget);
     // At most one read: it cannot be too much.
@@ -169,20 +173,26 @@ pub(crate) async fn serve_client(
     let fair = Fair { intake: Some(Arc::clone(&intake)), ..Fair::new(transport) };
     let config = Some(websocket::config());
     let socket = WebSocketStream::from_partially_read(fair, unread, Role::Server, config).await;
-    work(Name::Local(id), socket, Some(intake), far, happened).await;
+    work(Name::Local(id), socket, Some(OfClient { intake, place }), far, happened).await;
+}
+
+/// What is different about a client of the local API.
+pub(crate) struct OfClient<'a> {
+    intake: Arc<Mutex<Intake>>,
+    place: &'a Place<Sender<()>>,
 }
 
 /// Works a WebSocket to its end, and tells that.
 pub(crate) async fn work(
     name: Name,
     socket: WebSocketStream<Fair>,
-    intake: Option<Arc<Mutex<Intake>>>,
+    client: Option<OfClient<'_>>,
     far: Far,
     happened: &Sender<Happened>,
 ) {
     let (mut sender, mut receiver) = socket.split();
     let mut busy = None;
-    let reading = read(name, &mut receiver, intake, &far.state, happened);
+    let reading = read(name, &mut receiver, client, &far.state, happened);
     let writing = write(name, &mut sender, &far, happened, &mut busy);
     let (end, leave) = match future::or(reading, writing).await {
         Ok(end) => (end, Leave::Answer),
@@ -198,20 +208,25 @@ pub(crate) async fn work(
 async fn read(
     name: Name,
     receiver: &mut WebSocketReceiver<Fair>,
-    intake: Option<Arc<Mutex<Intake>>>,
+    client: Option<OfClient<'_>>,
     state: &State,
     happened: &Sender<Happened>,
 ) -> Result<LinkEnd, Error> {
+    let mut has_spoken = false;
     loop {
         state.wait_while_held().await;
         let message = receiver.next().await.unwrap_or(Err(Error::ConnectionClosed))?;
-        if let Some(intake) = &intake {
-            let mut intake = lock(intake);
+        if let Some(OfClient { intake, place }) = &client {
             match &message {
-                Message::Ping(data) | Message::Pong(data) => intake.took_control(data.len()),
-                Message::Binary(_) | Message::Text(_) | Message::Close(_) | Message::Frame(_) => {
-                    intake.took_message();
+                Message::Ping(data) | Message::Pong(data) => lock(intake).took_control(data.len()),
+                Message::Binary(_) | Message::Text(_) => {
+                    lock(intake).took_message();
+                    if !core::mem::replace(&mut has_spoken, true) {
+                        // One that had to go ends by itself.
+                        let _ = place.begin(Doing::WebSocket);
+                    }
                 }
+                Message::Close(_) | Message::Frame(_) => {}
             }
         }
         let input = match message {
@@ -270,12 +285,13 @@ async fn write(
             Outgoing::Close(code, reason, until_ended) => {
                 *busy = Some(until_ended);
                 let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
+                let until = Instant::now() + of_close;
                 within(of_close, async {
                     let _ = sender.close(Some(frame)).await;
-                    // The reading end sees the answer.
-                    future::pending::<()>().await;
                 })
                 .await;
+                // The reading end sees the answer.
+                Timer::at(until.min(Instant::now() + CLIENT_CLOSE_TIMEOUT)).await;
                 return late();
             }
         }

@@ -1,61 +1,110 @@
-//! One HTTP exchange as a client.
+//! HTTP exchanges with targets.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use consensus_core::guard::Target;
-use consensus_core::io::{Fetch, FetchError, FetchErrorKind, Response};
+use consensus_core::io::{Audience, Fetch, FetchError, FetchErrorKind, Response};
 use shell_blocking::budget::Budget;
 use shell_blocking::dial::DialError;
 use shell_blocking::http::client::Exchange;
+use shell_blocking::http::pool::{self, Kept, Pool};
+use shell_blocking::http::times::Times;
+use shell_blocking::names::Names;
 use shell_blocking::tls::Tls;
-use smol::io::{AsyncRead as _, AsyncWrite as _};
-use smol::{Timer, future};
+use smol::Timer;
+use smol::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _};
 
-use crate::dial::{Transport, dial};
+use crate::dial::{Limit, Wire, dial_at, look_up};
 
-/// What is read at once: a 16 KiB body and its head in one go.
+/// What is read at once: a body of 16 KiB and its head in one go.
 const READ_BUFFER: usize = 20 * 1024;
 
-/// Makes the exchange, within its time.
-pub(crate) async fn fetch(tls: &Tls, request: Fetch, budget: &Budget) -> Result<Response, FetchError> {
-    let time = request.timeout;
-    let timeout = async move {
-        Timer::after(time).await;
-        let detail = format!("no complete response within {} s", time.as_secs());
-        Err(FetchError { kind: FetchErrorKind::Timeout, detail })
-    };
-    future::or(exchange(tls, request, budget), timeout).await
+/// What all fetches share.
+#[derive(Clone, Debug)]
+pub(crate) struct Means {
+    pub(crate) tls: Tls,
+    pub(crate) names: Names,
+    pub(crate) pool: Pool<Connection>,
+    pub(crate) budget: Budget,
 }
 
-async fn exchange(tls: &Tls, request: Fetch, budget: &Budget) -> Result<Response, FetchError> {
-    let target = Target::parse(&request.url).map_err(FetchError::from)?;
-    let audience = request.audience;
-    let mut exchange = Exchange::new(request, &target, false, budget)?;
-    let mut transport = dial(&target, audience, tls).await.map_err(DialError::into_fetch_error)?;
-    let mut buffer = vec![0; READ_BUFFER];
-    let mut writing = Writing::Going;
-    while !exchange.is_done() {
-        let moved =
-            poll_fn(|context| poll(context, &mut transport, &exchange, &mut writing, &mut buffer)).await;
-        match moved {
-            Ok(Moved::Wrote(count)) => exchange.wrote(count),
-            Ok(Moved::Read(0)) => match writing {
-                Writing::Failed(error) => return Err(broken(&error)),
-                Writing::Going | Writing::Flushed => exchange.closed()?,
-            },
-            Ok(Moved::Read(count)) => exchange.received(buffer.get(..count).unwrap_or_default())?,
-            Err(error) => return Err(broken(&error)),
+/// A connection to a target, and the memory to read it with.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    wire: Wire,
+    buffer: Vec<u8>,
+}
+
+impl pool::Connection for Connection {
+    fn is_quiet(&mut self) -> bool {
+        self.wire.is_quiet()
+    }
+}
+
+impl Means {
+    pub(crate) fn new(tls: Tls, budget: Budget) -> Self {
+        Self { tls, names: Names::default(), pool: Pool::default(), budget }
+    }
+
+    /// Makes the exchange, within its times.
+    pub(crate) async fn fetch(&self, fetch: Fetch) -> Result<Response, FetchError> {
+        let mut times = Times::new(fetch.bounds, Instant::now());
+        let (target, audience) = (fetch.target.clone(), fetch.audience);
+        let mut exchange = Exchange::new(fetch, &self.budget)?;
+        let mut is_again = false;
+        loop {
+            let limit = Limit { until: times.connect(Instant::now()), time: times.connect_time() };
+            let obtained = self.obtain(&target, audience, limit, is_again).await;
+            let (mut kept, is_reused) = obtained.map_err(DialError::into_fetch_error)?;
+            times.connected(Instant::now());
+            match converse(&mut kept.connection, &mut exchange, &times).await {
+                Ok(()) => return self.finish(exchange, kept).await,
+                // The connection had ended before, and nothing else is known to be wrong.
+                Err(error) if is_reused && exchange.rewind(&error) => is_again = true,
+                Err(error) => return Err(error),
+            }
         }
     }
-    exchange.finish().map(|(response, _)| response)
+
+    /// A connection, and whether it was kept from another fetch.
+    async fn obtain(
+        &self,
+        target: &Target,
+        audience: Audience,
+        limit: Limit,
+        is_again: bool,
+    ) -> Result<(Kept<Connection>, bool), DialError> {
+        let addresses = look_up(target, audience, &self.names, limit).await?;
+        let kept = if is_again { None } else { self.pool.take(target, audience, &addresses) };
+        if let Some(kept) = kept {
+            return Ok((kept, true));
+        }
+        let (wire, address) = dial_at(target, &addresses, &self.tls, limit).await?;
+        let connection = Connection { wire, buffer: vec![0; READ_BUFFER] };
+        Ok((Kept::new(target, audience, address, connection), false))
+    }
+
+    /// Gives the response, and the connection back.
+    async fn finish(&self, exchange: Exchange, mut kept: Kept<Connection>) -> Result<Response, FetchError> {
+        let (response, is_reusable) = exchange.finish()?;
+        if is_reusable {
+            self.pool.put(kept);
+        } else if matches!(kept.connection.wire, Wire::Tls(_)) {
+            // The other side is told in order, if it takes it at once.
+            let _ = smol::future::poll_once(kept.connection.wire.close()).await;
+        }
+        Ok(response)
+    }
 }
 
 enum Moved {
     Wrote(usize),
     Read(usize),
+    Late,
 }
 
 enum Writing {
@@ -65,21 +114,53 @@ enum Writing {
     Failed(io::Error),
 }
 
-/// Writes what there is to write and reads what comes, whichever goes on: a server may answer a request, or refuse
-/// it, before it has read the whole of it.
+/// Writes what there is to write and reads what comes, until the response is complete.
+async fn converse(
+    connection: &mut Connection,
+    exchange: &mut Exchange,
+    times: &Times,
+) -> Result<(), FetchError> {
+    let Connection { wire, buffer } = connection;
+    let mut writing = Writing::Going;
+    let mut until = times.answer(exchange.has_begun());
+    let mut timer = Timer::at(until);
+    while !exchange.is_done() {
+        let next = times.answer(exchange.has_begun());
+        if next != until {
+            until = next;
+            timer.set_at(until);
+        }
+        let moved = poll_fn(|context| poll(context, wire, exchange, &mut writing, buffer, &mut timer)).await;
+        match moved {
+            Ok(Moved::Wrote(count)) => exchange.wrote(count),
+            Ok(Moved::Read(0)) => match writing {
+                Writing::Failed(error) => return Err(broken(&error)),
+                Writing::Going | Writing::Flushed => exchange.closed()?,
+            },
+            Ok(Moved::Read(count)) => exchange.received(buffer.get(..count).unwrap_or_default())?,
+            Ok(Moved::Late) => return Err(times.late(exchange.has_begun())),
+            Err(error) => return Err(broken(&error)),
+        }
+    }
+    Ok(())
+}
+
+/// Writes and reads, whichever goes on: a server may answer a request, or refuse it, before it has read the whole of
+/// it.
 fn poll(
     context: &mut Context<'_>,
-    transport: &mut Transport,
+    wire: &mut Wire,
     exchange: &Exchange,
     writing: &mut Writing,
     buffer: &mut [u8],
+    timer: &mut Timer,
 ) -> Poll<io::Result<Moved>> {
     let to_write = exchange.to_write();
     if matches!(writing, Writing::Going) {
         let written = if to_write.is_empty() {
-            Pin::new(&mut *transport).poll_flush(context).map_ok(|()| None)
+            Pin::new(&mut *wire).poll_flush(context).map_ok(|()| None)
         } else {
-            Pin::new(&mut *transport).poll_write(context, to_write).map_ok(Some)
+            Pin::new(&mut *wire).poll_write(context, to_write).map_ok(Some)
         };
         match written {
             Poll::Pending => {}
@@ -89,7 +170,10 @@ fn poll(
             Poll::Ready(Err(error)) => *writing = Writing::Failed(error),
         }
     }
-    Pin::new(transport).poll_read(context, buffer).map_ok(Moved::Read)
+    match Pin::new(wire).poll_read(context, buffer) {
+        Poll::Ready(read) => Poll::Ready(read.map(Moved::Read)),
+        Poll::Pending => Pin::new(timer).poll(context).map(|_| Ok(Moved::Late)),
+    }
 }
 
 fn broken(error: &io::Error) -> FetchError {

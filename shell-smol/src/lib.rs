@@ -9,7 +9,11 @@ mod link;
 mod runtime;
 mod sockets;
 #[cfg(test)]
-mod tests;
+#[path = "../../shell-blocking/src/testing/mod.rs"]
+mod testing;
+
+#[cfg(test)]
+use Smol as Tested;
 
 use consensus_core::io::{Fetch, FetchError, Finish, Response};
 use shell_blocking::budget::Budget;
@@ -28,6 +32,7 @@ impl Runtime for Smol {
     }
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
-        smol::block_on(fetch::fetch(&environment.tls, request.clone(), &Budget::default()))
+        let means = fetch::Means::new(environment.tls.clone(), Budget::default());
+        smol::block_on(means.fetch(request.clone()))
     }
 }

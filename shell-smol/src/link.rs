@@ -2,15 +2,17 @@
 
 use async_tungstenite::{WebSocketStream, client_async_with_config};
 use consensus_core::io::{Audience, Input, LinkEnd, LinkId};
-use shell_blocking::budget::Budget;
+use consensus_core::limits::OPEN_TIMEOUT;
 use shell_blocking::dial::DialError;
+use shell_blocking::names::Names;
 use shell_blocking::tls::Tls;
 use shell_blocking::websocket;
 use smol::channel::Sender;
 use smol::{Executor, Task};
 
 use crate::channel::{Channel, Fair, Far, Name, work};
-use crate::dial::dial;
+use crate::dial::{Limit, dial};
+use crate::fetch::Means;
 use crate::runtime::{Busy, Happened};
 
 /// The runtime's end of a link. Dropping it ends the transport at once.
@@ -26,12 +28,15 @@ impl Link {
         executor: &Executor<'static>,
         id: LinkId,
         url: String,
-        tls: Tls,
+        means: &Means,
         happened: Sender<Happened>,
-        budget: Budget,
     ) -> Self {
-        let (channel, far) = Channel::new(budget);
-        let task = executor.spawn(run(id, url, tls, happened, far));
+        let (channel, far) = Channel::new(means.budget.clone());
+        let (tls, names) = (means.tls.clone(), means.names.clone());
+        let task = executor.spawn(async move {
+            let socket = connect(&url, &tls, &names).await;
+            run(id, socket, happened, far).await;
+        });
         Self { id, channel, task }
     }
 
@@ -47,8 +52,13 @@ impl Link {
     }
 }
 
-async fn run(link: LinkId, url: String, tls: Tls, happened: Sender<Happened>, far: Far) {
-    match connect(&url, &tls).await {
+async fn run(
+    link: LinkId,
+    socket: Result<WebSocketStream<Fair>, LinkEnd>,
+    happened: Sender<Happened>,
+    far: Far,
+) {
+    match socket {
         Err(end) => {
             let _ = happened.send(Happened::Input(Input::LinkEnded { link, end })).await;
         }
@@ -59,10 +69,13 @@ async fn run(link: LinkId, url: String, tls: Tls, happened: Sender<Happened>, fa
     }
 }
 
-async fn connect(url: &str, tls: &Tls) -> Result<WebSocketStream<Fair>, LinkEnd> {
+async fn connect(url: &str, tls: &Tls, names: &Names) -> Result<WebSocketStream<Fair>, LinkEnd> {
     let target = websocket::target(url)?;
     let request = websocket::request(url, &target)?;
-    let transport = dial(&target, Audience::Operator, tls).await.map_err(DialError::into_link_end)?;
+    // The node gives an attempt up and says so; that is to be heard, and not this limit.
+    let limit = Limit::new(OPEN_TIMEOUT * 2);
+    let wire = dial(&target, Audience::Operator, tls, names, limit).await;
+    let transport = Box::new(wire.map_err(DialError::into_link_end)?);
     match client_async_with_config(request, Fair::new(transport), Some(websocket::config())).await {
         Ok((socket, _)) => Ok(socket),
         Err(error) => Err(websocket::not_upgraded(&error)),

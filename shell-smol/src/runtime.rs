@@ -20,11 +20,12 @@ use shell_blocking::system;
 use smol::channel::{Receiver, Sender};
 use smol::{Async, Executor, Task, Timer, future};
 
+use crate::api;
 use crate::api::Answer;
 use crate::channel::{Channel, Name};
+use crate::fetch::Means;
 use crate::link::Link;
 use crate::sockets::{Place, Socket};
-use crate::{api, fetch};
 
 /// What may wait for the node, each up to a whole tunnel message. Whoever has more to say waits.
 const MAX_WAITING: usize = 4;
@@ -64,7 +65,7 @@ struct Shell {
     answers: BTreeMap<LocalId, Sender<Answer>>,
     locals: BTreeMap<LocalId, Channel>,
     next_local: u64,
-    budget: Budget,
+    means: Means,
     /// What the shell itself has to tell the node.
     own: VecDeque<Input>,
     busy: Busy,
@@ -84,10 +85,10 @@ async fn run(
 ) -> Result<Finish, String> {
     let (happened, incoming) = smol::channel::bounded(MAX_WAITING);
     let signals = executor.spawn(watch_signals(happened.clone())?);
-    let budget = Budget::default();
+    let means = Means::new(environment.tls.clone(), Budget::default());
     let api = match environment.listen {
         Some(address) => {
-            let (happened, budget) = (happened.clone(), budget.clone());
+            let (happened, budget) = (happened.clone(), means.budget.clone());
             Some(api::listen(&executor, address, &environment.log, happened, budget)?)
         }
         None => None,
@@ -104,7 +105,7 @@ async fn run(
         answers: BTreeMap::new(),
         locals: BTreeMap::new(),
         next_local: 0,
-        budget,
+        means,
         own: VecDeque::new(),
         busy,
     };
@@ -146,9 +147,8 @@ impl Shell {
             match node.poll_output() {
                 Output::Wait(deadline) => return (deadline, finished),
                 Output::OpenLink { link, url } => {
-                    let (tls, budget) = (self.environment.tls.clone(), self.budget.clone());
-                    self.link =
-                        Some(Link::open(&self.executor, link, url, tls, self.happened.clone(), budget));
+                    let happened = self.happened.clone();
+                    self.link = Some(Link::open(&self.executor, link, url, &self.means, happened));
                 }
                 Output::Send { link, data } => {
                     let Some(open) = self.link(link) else { continue };
@@ -172,7 +172,8 @@ impl Shell {
                 }
                 Output::OpenSocket { socket, audience, host, port, timeout } => {
                     let place = Place { audience, host, port, timeout };
-                    let opened = Socket::open(&self.executor, socket, place, self.happened.clone());
+                    let (names, happened) = (self.means.names.clone(), self.happened.clone());
+                    let opened = Socket::open(&self.executor, socket, place, names, happened);
                     self.sockets.insert(socket, opened);
                 }
                 Output::SendSocket { socket, data } => {
@@ -229,7 +230,7 @@ impl Shell {
     fn respond(&mut self, id: LocalId, response: LocalResponse) {
         let Some(answer) = self.answers.remove(&id) else { return };
         let upgrade = (response.status == SWITCHING_PROTOCOLS).then(|| {
-            let (channel, far) = Channel::new(self.budget.clone());
+            let (channel, far) = Channel::new(self.means.budget.clone());
             self.locals.insert(id, channel);
             (id, far)
         });
@@ -262,7 +263,10 @@ impl Shell {
                 }
             };
             match happened {
-                None => return Input::Tick,
+                None => {
+                    self.means.pool.sweep();
+                    return Input::Tick;
+                }
                 Some(Happened::Sent) => {}
                 Some(Happened::Input(input)) => {
                     if self.is_expected(&input) {
@@ -330,10 +334,9 @@ impl Shell {
         let happened = self.happened.clone();
         let running = match Work::from(effect) {
             Work::Fetch(request) => {
-                let budget = self.budget.clone();
-                let tls = self.environment.tls.clone();
+                let means = self.means.clone();
                 Running::Fetch(self.executor.spawn(async move {
-                    let result = EffectResult::Fetched(fetch::fetch(&tls, request, &budget).await);
+                    let result = EffectResult::Fetched(means.fetch(request).await);
                     let _ = happened.send(Happened::Input(Input::Done { effect: id, result })).await;
                 }))
             }

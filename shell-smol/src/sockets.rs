@@ -4,13 +4,13 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consensus_core::io::{Audience, FetchError, FetchErrorKind, Input, SocketEnd, SocketId};
-use shell_blocking::dial::DialError;
+use consensus_core::io::{Audience, Input, SocketEnd, SocketId};
+use shell_blocking::names::Names;
 use shell_blocking::socket::Traffic;
 use smol::channel::{Receiver, Sender, TryRecvError};
 use smol::{Async, Executor, Task, Timer, future};
 
-use crate::dial::dial_tcp;
+use crate::dial::{Limit, dial_tcp};
 use crate::runtime::{Busy, Happened};
 
 enum Command {
@@ -48,10 +48,11 @@ impl Socket {
         executor: &Executor<'static>,
         id: SocketId,
         place: Place,
+        names: Names,
         happened: Sender<Happened>,
     ) -> Self {
         let (commands, to_do) = smol::channel::unbounded();
-        let task = executor.spawn(run(id, place, to_do, happened));
+        let task = executor.spawn(run(id, place, names, to_do, happened));
         Self { commands, is_open: false, task }
     }
 
@@ -76,30 +77,26 @@ impl Socket {
     }
 }
 
-async fn run(socket: SocketId, place: Place, to_do: Receiver<Command>, happened: Sender<Happened>) {
+async fn run(
+    socket: SocketId,
+    place: Place,
+    names: Names,
+    to_do: Receiver<Command>,
+    happened: Sender<Happened>,
+) {
     let tell = |input| happened.send(Happened::Input(input));
-    match open(&place).await {
+    let limit = Limit::new(place.timeout);
+    match dial_tcp(&place.host, place.port, place.audience, &names, limit).await {
         Err(error) => {
-            let end = SocketEnd::Unopened(error);
+            let end = SocketEnd::Unopened(error.into_fetch_error());
             let _ = tell(Input::SocketEnded { socket, end }).await;
         }
         Ok(stream) => {
             let _ = tell(Input::SocketOpened { socket }).await;
+            let stream: Arc<Async<TcpStream>> = stream.into();
             work(socket, &stream, &to_do, &happened).await;
         }
     }
-}
-
-async fn open(place: &Place) -> Result<Arc<Async<TcpStream>>, FetchError> {
-    let timeout = async {
-        Timer::after(place.timeout).await;
-        let detail = format!("no connection within {} s", place.timeout.as_secs());
-        Err(FetchError { kind: FetchErrorKind::Timeout, detail })
-    };
-    let dial = async {
-        dial_tcp(&place.host, place.port, place.audience).await.map_err(DialError::into_fetch_error)
-    };
-    future::or(dial, timeout).await.map(Into::into)
 }
 
 async fn work(

@@ -5,10 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod background;
+pub mod backlog;
 pub mod binaries;
 pub mod client;
 pub mod conn;
+pub mod data_plane;
 pub mod demo;
+pub mod dial;
 pub mod dns;
 pub mod footprint;
 pub mod load;
@@ -18,4 +21,5 @@ pub mod options;
 pub mod orchestrator;
 pub mod process;
 pub mod tls;
+pub mod tunnel;
 pub mod upstream;

@@ -4,11 +4,13 @@
 use std::process::ExitCode;
 
 use argh::FromArgs;
+use consensus_testbed::data_plane::command::{self as request, RequestCommand};
 use consensus_testbed::demo::{self, Demo};
 use consensus_testbed::footprint::{self, Footprint};
 use consensus_testbed::load::{self, Load};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::{Journal, Orchestrator};
+use consensus_testbed::tunnel::{self, TunnelCommand};
 
 /// A complete local Consensus network.
 #[derive(FromArgs)]
@@ -24,6 +26,8 @@ enum Command {
     Demo(Demo),
     Footprint(Footprint),
     Load(Load),
+    Request(RequestCommand),
+    Tunnel(TunnelCommand),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +37,8 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo::run(&demo),
         Command::Footprint(footprint) => footprint::run(&footprint),
         Command::Load(load) => load::run(&load),
+        Command::Request(command) => return request::run(&command).into(),
+        Command::Tunnel(command) => tunnel::run(&command),
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

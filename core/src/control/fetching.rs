@@ -120,9 +120,8 @@ impl<C: Crypto> Control<C> {
             return Err(NotFetched { origin: None, reason });
         }
         let request = guard::Request { url, method, headers, body };
-        let max_body = max_body.min(self.limits.max_response_body);
-        match guard::fetch(request, self.audience, self.limits.request_timeout, max_body) {
-            Ok((target, fetch)) => Ok(Prepared { origin: target.origin(), bytes, fetch }),
+        match guard::fetch(request, self.audience, self.limits.bounds(max_body)) {
+            Ok(fetch) => Ok(Prepared { origin: fetch.target.origin(), bytes, fetch }),
             Err(refused) => {
                 let origin = guard::Target::parse(url).ok().map(|target| target.origin());
                 Err(NotFetched { origin, reason: refused.to_string() })

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use crate::io::Response;
 use crate::limits::MAX_ID;
 use crate::wire::base64;
-use crate::wire::message::{BodyEncoding, decode_body, joined_headers};
+use crate::wire::message::{BodyEncoding, JoinedHeaders, decode_body, joined_headers};
 
 /// The asker's own name for a request, as JSON: text or a number, repeated in the answer.
 pub(super) type Id = Box<RawValue>;
@@ -71,7 +71,7 @@ pub(super) fn response(id: Option<&RawValue>, response: &Response) -> Vec<u8> {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<&'a RawValue>,
         status: u16,
-        headers: BTreeMap<String, String>,
+        headers: JoinedHeaders<'a>,
         body_encoding: BodyEncoding,
         meta: Meta,
     }

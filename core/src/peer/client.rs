@@ -1,18 +1,23 @@
 //! The client's half of the data plane (protocol.md section 10).
 
+use alloc::borrow::Cow;
+use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
-use serde::Deserialize as _;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::crypto::identity::verify_base64;
 use crate::crypto::{Crypto, Drbg, constant_time_eq};
+use crate::data_plane::dedupe;
 use crate::data_plane::responder::{Accept, PROOF_PROTOCOL, PROTOCOL, VERSION, channel_binding};
 use crate::time::Now;
 use crate::tunnel::session::{Keys, Role, Session};
+use crate::wire::frame::FrameBuf;
+use crate::wire::message::BodyEncoding;
 use crate::wire::{base64, canonical};
 
 /// How old a proof may be.
@@ -85,7 +90,7 @@ pub struct Challenge<'a> {
     pub public_key: &'a [u8; 32],
 }
 
-#[derive(serde::Deserialize)]
+#[derive(Deserialize)]
 struct Proof {
     protocol: String,
     version: u64,
@@ -223,6 +228,133 @@ impl<C: Crypto> Connecting<C> {
     }
 }
 
+/// What a client wants fetched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// What to fetch.
+    pub target_url: String,
+    /// `GET` where there is none.
+    pub method: Option<String>,
+    /// To be sent, after cleaning.
+    pub headers: BTreeMap<String, String>,
+    /// To be sent.
+    pub body: Option<Vec<u8>>,
+}
+
+impl Request {
+    /// Names the request: what its ticket is bound to. `None` where the URL is not one.
+    pub fn dedupe_key<C: Crypto>(&self, crypto: &C) -> Option<String> {
+        let headers = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let method = self.method.as_deref().unwrap_or("GET");
+        dedupe::key(crypto, &self.target_url, method, headers, self.body.as_deref())
+    }
+
+    /// The plaintext of the request's frame, paid for with `token`.
+    #[must_use]
+    pub fn encode(&self, token: &str) -> FrameBuf {
+        #[derive(Serialize)]
+        struct Head<'a> {
+            #[serde(rename = "type")]
+            kind: &'a str,
+            token: &'a str,
+            target_url: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            method: Option<&'a str>,
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            headers: &'a BTreeMap<String, String>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            body_encoding: Option<BodyEncoding>,
+        }
+        let head = Head {
+            kind: "proxy_request",
+            token,
+            target_url: &self.target_url,
+            method: self.method.as_deref(),
+            headers: &self.headers,
+            body_encoding: self.body.as_ref().map(|_| BodyEncoding::Base64),
+        };
+        // Serialising text cannot fail.
+        let head = serde_json::to_vec(&head).unwrap_or_default();
+        let Some(body) = &self.body else { return FrameBuf::from_plaintext(&head) };
+        let encoded = body.len().div_ceil(3).saturating_mul(4);
+        let mut out = FrameBuf::with_capacity(head.len().saturating_add(encoded).saturating_add(16));
+        out.extend(head.strip_suffix(b"}").unwrap_or(&head));
+        out.extend(b",\"body\":\"");
+        out.extend_base64(body);
+        out.extend(b"\"}");
+        out
+    }
+}
+
+/// What a client is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// What was fetched.
+    Response {
+        /// HTTP status.
+        status: u16,
+        /// HTTP reason phrase.
+        status_text: String,
+        /// One string a name.
+        headers: BTreeMap<String, String>,
+        /// The body.
+        body: Vec<u8>,
+    },
+    /// The node fetched nothing.
+    Error {
+        /// `bad_request`, `unauthorized` or `upstream_error`.
+        code: String,
+        /// Why.
+        message: String,
+    },
+}
+
+impl Answer {
+    /// Reads the plaintext of the answer's frame; `None` where it is no answer.
+    #[must_use]
+    pub fn parse(plaintext: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        #[serde(tag = "type", rename_all = "snake_case")]
+        enum Kind {
+            ProxyResponse,
+            Error,
+        }
+        #[derive(Deserialize)]
+        struct Response<'a> {
+            status: u16,
+            #[serde(default)]
+            status_text: String,
+            headers: BTreeMap<String, String>,
+            #[serde(borrow)]
+            body: Cow<'a, str>,
+            #[serde(default)]
+            body_encoding: BodyEncoding,
+        }
+        #[derive(Deserialize)]
+        struct Error {
+            code: String,
+            #[serde(default)]
+            message: String,
+        }
+        let text = core::str::from_utf8(plaintext).ok()?;
+        match serde_json::from_str(text).ok()? {
+            Kind::ProxyResponse => {
+                let Response { status, status_text, headers, body, body_encoding } =
+                    serde_json::from_str(text).ok()?;
+                let body = match body_encoding {
+                    BodyEncoding::Base64 => base64::decode(&body)?,
+                    BodyEncoding::Utf8 => body.into_owned().into_bytes(),
+                };
+                Some(Self::Response { status, status_text, headers, body })
+            }
+            Kind::Error => {
+                let Error { code, message } = serde_json::from_str(text).ok()?;
+                Some(Self::Error { code, message })
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
 
@@ -234,6 +366,56 @@ mod tests {
 
     fn at(seconds: u64) -> Now {
         Now { monotonic: Duration::ZERO, unix: Duration::from_secs(seconds) }
+    }
+
+    #[test]
+    fn a_request_stands_in_its_frame_as_the_node_reads_it() {
+        let mut request = Request { target_url: "http://a/\"".into(), ..Request::default() };
+        let read =
+            |request: &Request| serde_json::from_slice::<Value>(request.encode("t").plaintext()).unwrap();
+        assert_eq!(
+            read(&request),
+            serde_json::json!({"type": "proxy_request", "token": "t", "target_url": "http://a/\""})
+        );
+        request.method = Some("PUT".into());
+        request.headers.insert("accept".into(), "a/b".into());
+        request.body = Some(b"\xff\x00".to_vec());
+        assert_eq!(
+            read(&request),
+            serde_json::json!({"type": "proxy_request", "token": "t", "target_url": "http://a/\"", "method": "PUT",
+                "headers": {"accept": "a/b"}, "body": "/wA=", "body_encoding": "base64"})
+        );
+        let other = Request { method: None, ..request.clone() };
+        assert_ne!(request.dedupe_key(&Pure).unwrap(), other.dedupe_key(&Pure).unwrap());
+        assert_eq!(Request::default().dedupe_key(&Pure), None, "no URL");
+    }
+
+    #[test]
+    fn an_answer_is_a_response_or_an_error_and_nothing_else() {
+        let headers = [("X-A".to_string(), "1".to_string())];
+        let response = crate::wire::message::encode_proxy_response(None, 203, "Fine", &headers, b"\xff\x00");
+        assert_eq!(
+            Answer::parse(response.plaintext()),
+            Some(Answer::Response {
+                status: 203,
+                status_text: "Fine".into(),
+                headers: BTreeMap::from([("x-a".into(), "1".into())]),
+                body: b"\xff\x00".to_vec(),
+            })
+        );
+        let error = br#"{"type":"error","code":"unauthorized","message":"no"}"#;
+        let expected = Answer::Error { code: "unauthorized".into(), message: "no".into() };
+        assert_eq!(Answer::parse(error), Some(expected));
+        for other in [
+            &b""[..],
+            b"\xff",
+            b"{}",
+            br#"{"type":"dance"}"#,
+            br#"{"type":"error"}"#,
+            br#"{"type":"proxy_response","status":200,"headers":{},"body":"?","body_encoding":"base64"}"#,
+        ] {
+            assert_eq!(Answer::parse(other), None);
+        }
     }
 
     #[test]

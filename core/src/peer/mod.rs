@@ -8,3 +8,4 @@ pub mod client;
 pub mod handshake;
 pub mod integrity;
 pub mod orchestrator;
+pub mod streams;

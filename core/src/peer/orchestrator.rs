@@ -5,7 +5,7 @@
 //! [`Output::Wait`].
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -16,9 +16,10 @@ use serde_json::Value;
 
 use super::handshake::Caller;
 use super::integrity;
+use super::streams::{StreamTarget, quick_datum};
 use crate::crypto::{Crypto, Drbg};
 use crate::eval::verdict::{MAX_EVENT_LOOP_P99_NS, MIN_MEMORY_BYTES};
-use crate::limits::{EVAL_ACTION_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_MESSAGE, PROXY_TIMEOUT};
+use crate::limits::{EVAL_ACTION_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_MESSAGE, MAX_STREAMS, PROXY_TIMEOUT};
 use crate::release::manifest::Manifest;
 use crate::text::printable;
 use crate::time::{Deadline, Now, Reason};
@@ -27,7 +28,7 @@ use crate::tunnel::session::Session;
 use crate::wire::frame::{FrameBuf, FrameType, MAX_PLAINTEXT};
 use crate::wire::message::{
     EvalRequest, EvalResponse, Heartbeat, Hello, JoinReady, Message, ProxyRequest, ProxyResponse, Ready,
-    error, pong_plaintext,
+    StreamClose, StreamOpen, error, pong_plaintext, stream_data,
 };
 use crate::wire::{base64, hex};
 
@@ -101,6 +102,28 @@ pub enum Input {
         /// Its parameters.
         params: Option<Value>,
     },
+    /// Open a stream; what comes of it is told in [`Event::StreamData`], [`Event::StreamError`] and, at its end,
+    /// [`Event::StreamClosed`].
+    OpenStream {
+        /// Names the stream: one that no open stream has.
+        stream_id: String,
+        /// What it is to lead to.
+        target: StreamTarget,
+    },
+    /// Send bytes on an open stream.
+    SendStream {
+        /// Which.
+        stream_id: String,
+        /// At most what fits in a frame as base64.
+        data: Vec<u8>,
+    },
+    /// Close an open stream. Nothing more is told of it.
+    CloseStream {
+        /// Which.
+        stream_id: String,
+        /// Why, for the node.
+        reason: String,
+    },
     /// Send a ping frame; answered by [`Event::Pong`].
     Ping,
     /// Send a data frame of this plaintext: any other message of the protocol, or something that is none.
@@ -160,6 +183,29 @@ pub enum Event {
         id: String,
         /// The response, or why there is none.
         outcome: Result<ProxyResponse, ProxyFailure>,
+    },
+    /// Bytes of the node on an open stream.
+    StreamData {
+        /// Which.
+        stream_id: String,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// The node reports an error of an open stream; [`Event::StreamClosed`] may follow.
+    StreamError {
+        /// Which.
+        stream_id: String,
+        /// For programs.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// A stream ended: the node closed it, or it never was.
+    StreamClosed {
+        /// Which.
+        stream_id: String,
+        /// Why.
+        reason: String,
     },
     /// A message as it stood in its frame; what it leads to follows. Only where the terms want it.
     Plaintext(Vec<u8>),
@@ -283,6 +329,9 @@ pub struct Orchestrator<C: Crypto> {
     phase: Phase,
     evals: BTreeMap<String, PendingEval>,
     proxied: BTreeMap<String, Deadline>,
+    /// No deadline of those above is before this one. There may be thousands of them, and most are never due.
+    soonest: Option<Deadline>,
+    streams: BTreeSet<String>,
     echo: String,
     outputs: VecDeque<Output>,
 }
@@ -309,6 +358,8 @@ impl<C: Crypto> Orchestrator<C> {
             phase: Phase::Greeting(now.deadline(HANDSHAKE_TIMEOUT, Reason::Ready)),
             evals: BTreeMap::new(),
             proxied: BTreeMap::new(),
+            soonest: None,
+            streams: BTreeSet::new(),
             echo: String::new(),
             outputs: VecDeque::new(),
         }
@@ -340,6 +391,14 @@ impl<C: Crypto> Orchestrator<C> {
             Input::Evaluate { action, params } => {
                 self.evaluate(now, &action, params);
             }
+            Input::OpenStream { stream_id, target } => self.open_stream(now, stream_id, &target),
+            Input::SendStream { stream_id, data } => self.send_stream(now, stream_id, &data),
+            Input::CloseStream { stream_id, reason } => {
+                if self.streams.remove(&stream_id) {
+                    let close = StreamClose { stream_id, reason: Some(reason) };
+                    self.send(FrameType::Data, close.encode(now.unix_seconds()));
+                }
+            }
             Input::Ping => self.send(FrameType::Ping, FrameBuf::with_capacity(0)),
             Input::Send(plaintext) => self.send(FrameType::Data, plaintext),
             Input::Close => self.close(1000, "server stopped"),
@@ -355,9 +414,7 @@ impl<C: Crypto> Orchestrator<C> {
 
     fn deadline(&self) -> Option<Deadline> {
         let greeting = if let Phase::Greeting(deadline) = self.phase { Some(deadline) } else { None };
-        let evals = self.evals.values().map(|pending| pending.deadline);
-        let all = evals.chain(self.proxied.values().copied());
-        all.fold(greeting, |earliest, deadline| Deadline::earlier(earliest, Some(deadline)))
+        Deadline::earlier(greeting, self.soonest)
     }
 
     fn expire(&mut self, now: Now) {
@@ -365,6 +422,9 @@ impl<C: Crypto> Orchestrator<C> {
             Phase::Closed => return,
             Phase::Greeting(deadline) if deadline.is_due(now) => return self.close(1008, "no hello"),
             _ => {}
+        }
+        if !self.soonest.is_some_and(|soonest| soonest.is_due(now)) {
+            return;
         }
         let due: Vec<String> = self
             .proxied
@@ -381,6 +441,9 @@ impl<C: Crypto> Orchestrator<C> {
         for id in due {
             self.evaluated(now, &id, Err("the node did not answer in time".to_string()));
         }
+        let evals = self.evals.values().map(|pending| pending.deadline);
+        let all = evals.chain(self.proxied.values().copied());
+        self.soonest = all.fold(None, |earliest, deadline| Deadline::earlier(earliest, Some(deadline)));
     }
 
     fn receive(&mut self, now: Now, mut data: Vec<u8>) {
@@ -388,6 +451,14 @@ impl<C: Crypto> Orchestrator<C> {
             Ok((kind, plaintext)) => {
                 if self.terms.tells_plaintexts && kind == FrameType::Data {
                     self.outputs.push_back(Output::Event(Event::Plaintext(plaintext.to_vec())));
+                }
+                if kind == FrameType::Data {
+                    if let Some((stream_id, data)) = quick_datum(plaintext) {
+                        if self.streams.contains(&*stream_id) {
+                            let stream_id = stream_id.into_owned();
+                            return self.event(Event::StreamData { stream_id, data });
+                        }
+                    }
                 }
                 Ok((kind, Message::parse(plaintext)))
             }
@@ -429,11 +500,69 @@ impl<C: Crypto> Orchestrator<C> {
                     self.event(Event::Proxied { id, outcome: Err(failure) });
                 } else if self.evals.contains_key(&id) {
                     self.evaluated(now, &id, Err(format!("{}: {}", report.code, report.message)));
+                } else if self.streams.contains(&id) {
+                    self.stream_error(id, report.code, report.message);
                 } else {
                     self.event(Event::Message(Box::new(Message::ErrorMessage(report))));
                 }
             }
+            Message::StreamData(data) if self.streams.contains(&data.stream_id) => {
+                match base64::decode(&data.data) {
+                    Some(bytes) => self.event(Event::StreamData { stream_id: data.stream_id, data: bytes }),
+                    None => self.bad_frame(now, "the data of a stream is not base64"),
+                }
+            }
+            Message::StreamClose(close) if self.streams.remove(&close.stream_id) => {
+                let reason = close.reason.unwrap_or_default();
+                self.event(Event::StreamClosed { stream_id: close.stream_id, reason });
+            }
             other => self.event(Event::Message(Box::new(other))),
+        }
+    }
+
+    fn open_stream(&mut self, now: Now, stream_id: String, target: &StreamTarget) {
+        let open = StreamOpen { stream_id: stream_id.clone(), target: target.encode() };
+        let plaintext = open.encode(now.unix_seconds());
+        let not_sent = if self.streams.contains(&stream_id) {
+            // Not told as the end of a stream: that of this name lives on.
+            return self.event(Event::StreamError {
+                stream_id,
+                code: "stream_exists".to_string(),
+                message: "a stream of that name is open".to_string(),
+            });
+        } else if self.streams.len() >= MAX_STREAMS {
+            "too many streams are open"
+        } else if plaintext.plaintext().len() > MAX_PLAINTEXT {
+            "the initial data does not fit in a frame"
+        } else {
+            self.streams.insert(stream_id);
+            return self.send(FrameType::Data, plaintext);
+        };
+        self.event(Event::StreamClosed { stream_id, reason: not_sent.to_string() });
+    }
+
+    fn send_stream(&mut self, now: Now, stream_id: String, data: &[u8]) {
+        // One that the node has closed meanwhile; whoever sends learns of that from the event.
+        if !self.streams.contains(&stream_id) {
+            return;
+        }
+        let plaintext = stream_data(now.unix_seconds(), &stream_id, data);
+        if plaintext.plaintext().len() <= MAX_PLAINTEXT {
+            return self.send(FrameType::Data, plaintext);
+        }
+        let message = format!("{} bytes do not fit in a frame", data.len());
+        self.event(Event::StreamError { stream_id, code: "not_sent".to_string(), message });
+    }
+
+    fn stream_error(&mut self, stream_id: String, code: String, message: String) {
+        // Of such a stream the node knows nothing, so it will not close it.
+        let never_was = code == "unsupported_stream_target";
+        let error = Event::StreamError { stream_id: stream_id.clone(), code, message };
+        self.event(error);
+        if never_was {
+            self.streams.remove(&stream_id);
+            let reason = "the node has no streams of that kind".to_string();
+            self.event(Event::StreamClosed { stream_id, reason });
         }
     }
 
@@ -478,6 +607,7 @@ impl<C: Crypto> Orchestrator<C> {
         self.send(FrameType::Data, request.encode(now.unix_seconds()));
         let pending = PendingEval { action: action.to_string(), asked: now.monotonic, deadline };
         self.evals.insert(id.clone(), pending);
+        self.soonest = Deadline::earlier(self.soonest, Some(deadline));
         Some(id)
     }
 
@@ -575,7 +705,9 @@ impl<C: Crypto> Orchestrator<C> {
         if !fits || self.proxied.len() >= MAX_PENDING || self.proxied.contains_key(&id) {
             return self.event(Event::Proxied { id, outcome: Err(ProxyFailure::NotSent) });
         }
-        self.proxied.insert(id, now.deadline(PROXY_TIMEOUT + GRACE, Reason::ProxyRequest));
+        let deadline = now.deadline(PROXY_TIMEOUT + GRACE, Reason::ProxyRequest);
+        self.proxied.insert(id, deadline);
+        self.soonest = Deadline::earlier(self.soonest, Some(deadline));
         self.send(FrameType::Data, plaintext);
     }
 
@@ -588,6 +720,7 @@ impl<C: Crypto> Orchestrator<C> {
         self.phase = Phase::Closed;
         self.evals.clear();
         self.proxied.clear();
+        self.streams.clear();
         self.outputs.push_back(Output::Close { code, reason: reason.to_string() });
     }
 
@@ -840,6 +973,119 @@ mod tests {
             })
             .collect();
         assert_eq!(seen, [("c", false), ("a", true), ("b", false)]);
+    }
+
+    fn open(pair: &mut Pair, stream_id: &str) -> Vec<Message> {
+        let target = StreamTarget::RawTunnel { host: "h".to_string(), port: 1 };
+        let sent = pair.input(Input::OpenStream { stream_id: stream_id.to_string(), target });
+        sent.iter().map(|(_, plaintext)| Message::parse(plaintext).unwrap()).collect()
+    }
+
+    fn send(stream_id: &str, data: &[u8]) -> Input {
+        Input::SendStream { stream_id: stream_id.to_string(), data: data.to_vec() }
+    }
+
+    fn close(stream_id: &str) -> Input {
+        Input::CloseStream { stream_id: stream_id.to_string(), reason: "client closed".to_string() }
+    }
+
+    #[test]
+    fn a_stream_carries_bytes_both_ways_until_the_node_closes_it() {
+        let mut pair = Pair::new(Mode::Control, Terms::default());
+        pair.hello();
+        let target = r#"{"kind":"raw-tunnel","host":"h","port":1}"#.to_string();
+        let opened = StreamOpen { stream_id: "s".to_string(), target };
+        assert_eq!(open(&mut pair, "s"), [Message::StreamOpen(opened)]);
+        let sent = pair.input(send("s", b"\xffhi"));
+        let Message::StreamData(data) = Message::parse(&sent[0].1).unwrap() else { panic!("{sent:?}") };
+        assert_eq!((data.stream_id.as_str(), base64::decode(&data.data)), ("s", Some(b"\xffhi".to_vec())));
+        pair.events.clear();
+        // As this node writes it, and as another may.
+        pair.say(stream_data(1, "s", b"one"));
+        let other = br#"{"data":"dHdv","stream_id":"s","timestamp":1,"type":"stream_data"}"#;
+        pair.say(FrameBuf::from_plaintext(other));
+        pair.say(
+            StreamClose { stream_id: "s".to_string(), reason: Some("target closed".to_string()) }.encode(1),
+        );
+        let data = |data: &[u8]| Event::StreamData { stream_id: "s".to_string(), data: data.to_vec() };
+        let closed = Event::StreamClosed { stream_id: "s".to_string(), reason: "target closed".to_string() };
+        assert_eq!(pair.events, [data(b"one"), data(b"two"), closed]);
+        assert!(pair.input(send("s", b"late")).is_empty(), "the stream is gone");
+        assert!(pair.input(close("s")).is_empty());
+        pair.events.clear();
+        pair.say(stream_data(1, "s", b"late"));
+        assert!(matches!(pair.events[..], [Event::Message(_)]), "{:?}", pair.events);
+    }
+
+    #[test]
+    fn a_stream_that_the_server_closes_is_told_of_no_more() {
+        let mut pair = Pair::new(Mode::Control, Terms::default());
+        pair.hello();
+        open(&mut pair, "s");
+        let sent = pair.input(close("s"));
+        let closed = StreamClose { stream_id: "s".to_string(), reason: Some("client closed".to_string()) };
+        assert_eq!(Message::parse(&sent[0].1), Ok(Message::StreamClose(closed.clone())));
+        pair.events.clear();
+        pair.say(closed.encode(1));
+        assert!(matches!(pair.events[..], [Event::Message(_)]), "{:?}", pair.events);
+        assert_eq!(open(&mut pair, "s").len(), 1, "the name can be used again");
+    }
+
+    #[test]
+    fn what_goes_wrong_with_a_stream_is_told_by_its_name() {
+        let mut pair = Pair::new(Mode::Control, Terms::default());
+        pair.hello();
+        open(&mut pair, "s");
+        pair.events.clear();
+        pair.say(error(1, Some("s"), "raw_tunnel_failed", "no route"));
+        assert!(open(&mut pair, "s").is_empty());
+        assert!(pair.input(send("s", &alloc::vec![0; MAX_MESSAGE])).is_empty());
+        pair.say(error(1, Some("s"), "unsupported_stream_target", "no"));
+        let seen: Vec<_> = pair
+            .events
+            .iter()
+            .map(|event| match event {
+                Event::StreamError { code, .. } => code.as_str(),
+                Event::StreamClosed { .. } => "closed",
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            seen,
+            ["raw_tunnel_failed", "stream_exists", "not_sent", "unsupported_stream_target", "closed"]
+        );
+    }
+
+    #[test]
+    fn streams_are_bounded() {
+        let mut pair = Pair::new(Mode::Control, Terms::default());
+        pair.hello();
+        for number in 0..MAX_STREAMS {
+            assert_eq!(open(&mut pair, &number.to_string()).len(), 1);
+        }
+        assert!(open(&mut pair, "more").is_empty());
+        assert!(matches!(pair.events.last(), Some(Event::StreamClosed { .. })));
+        pair.input(close("0"));
+        assert_eq!(open(&mut pair, "more").len(), 1);
+    }
+
+    #[test]
+    fn a_deadline_that_is_met_does_not_hide_the_next() {
+        let mut pair = Pair::new(Mode::Control, Terms::default());
+        pair.hello();
+        pair.input(Input::Proxy(request("a")));
+        pair.after(10);
+        pair.input(Input::Proxy(request("b")));
+        pair.say(encode_proxy_response(Some((1, "a")), 200, "OK", &[], b""));
+        let deadline = |pair: &Pair| pair.server.deadline().map(|deadline| deadline.at - pair.now.monotonic);
+        // The first may still be named, and is found to be met then.
+        pair.after(25);
+        pair.input(Input::Tick);
+        assert_eq!(deadline(&pair), Some(Duration::from_secs(10)));
+        pair.after(10);
+        pair.input(Input::Tick);
+        assert_eq!(deadline(&pair), None);
+        assert!(matches!(pair.events.last(), Some(Event::Proxied { outcome: Err(_), .. })));
     }
 
     #[test]

@@ -287,12 +287,12 @@ mod tests {
             run(response(200, &manifest()), response(200, &json!({"verified": true})));
         assert_eq!(notices, ["this is the required release, 1.0.0"]);
         assert_eq!(finish.outcome, Outcome::Done);
-        let urls: Vec<_> = fetches.iter().map(|f| (f.method.as_str(), f.url.as_str())).collect();
+        let urls: Vec<_> = fetches.iter().map(|f| (f.method.as_str(), f.target.url())).collect();
         assert_eq!(
             urls,
             [
-                ("GET", "https://api.example/update/latest"),
-                ("POST", "https://api.example/node/verify-integrity/n1")
+                ("GET", "https://api.example/update/latest".to_string()),
+                ("POST", "https://api.example/node/verify-integrity/n1".to_string())
             ]
         );
         let sent: Value = serde_json::from_slice(fetches[1].body.as_ref().unwrap()).unwrap();

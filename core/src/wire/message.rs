@@ -7,6 +7,7 @@
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -461,7 +462,7 @@ struct ProxyResponseHead<'a> {
     reply_to: Option<&'a str>,
     status: u16,
     status_text: &'a str,
-    headers: &'a BTreeMap<String, String>,
+    headers: &'a JoinedHeaders<'a>,
     body_encoding: BodyEncoding,
 }
 
@@ -495,23 +496,70 @@ pub fn encode_proxy_response(
     out
 }
 
-/// Header fields as the wire has them: one string a name, names in lower case, values of one name joined with a
-/// comma (RFC 9110, 5.3). `transfer-encoding` is left out: the coding has been taken off. A `content-length` stands
-/// once, however often it was sent; different ones do not get here.
-pub(crate) fn joined_headers(headers: &[(String, String)]) -> BTreeMap<String, String> {
-    let mut out: BTreeMap<String, String> = BTreeMap::new();
+/// Header fields as the wire has them: one string a name.
+pub(crate) type JoinedHeaders<'a> = BTreeMap<Cow<'a, str>, Cow<'a, str>>;
+
+/// Header fields as the wire has them: names in lower case, values of one name joined with a comma (RFC 9110, 5.3).
+/// `transfer-encoding` is left out: the coding has been taken off. A `content-length` stands once, however often it
+/// was sent; different ones do not get here.
+///
+/// A `set-cookie` must not be joined, because its value may hold commas (RFC 6265, 3). The wire has one string a name,
+/// but names that differ in case are different names there, and one name again for whoever makes WHATWG `Headers` of
+/// them, which keep every `set-cookie` apart. So the first is `set-cookie`, and the next ones are its other spellings,
+/// in the order of [`spelling`].
+pub(crate) fn joined_headers(headers: &[(String, String)]) -> JoinedHeaders<'_> {
+    let mut out = JoinedHeaders::new();
+    let mut cookies = 0;
     for (name, value) in headers {
-        let name = name.to_ascii_lowercase();
-        if name == "transfer-encoding" || (name == "content-length" && out.contains_key(&name)) {
+        let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Cow::Owned(name.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(name.as_str())
+        };
+        if name == "transfer-encoding" {
             continue;
         }
-        let joined = out.entry(name).or_default();
-        if !joined.is_empty() {
-            joined.push_str(", ");
+        if name == "set-cookie" {
+            // A head has fewer fields than the name has spellings.
+            if let Some(name) = spelling(&name, cookies) {
+                out.insert(Cow::Owned(name), Cow::Borrowed(value));
+            }
+            cookies += 1;
+            continue;
         }
-        joined.push_str(value);
+        match out.entry(name) {
+            Entry::Vacant(entry) => {
+                entry.insert(Cow::Borrowed(value));
+            }
+            Entry::Occupied(entry) if entry.key() == "content-length" => {}
+            Entry::Occupied(mut entry) => {
+                let joined = entry.get_mut().to_mut();
+                if !joined.is_empty() {
+                    joined.push_str(", ");
+                }
+                joined.push_str(value);
+            }
+        }
     }
     out
+}
+
+/// The `number`th spelling of a name in lower case: its letters are the bits of the number, the first letter the
+/// lowest bit, and a set bit is a capital. 0 is the name itself; there are as many as the letters have combinations.
+fn spelling(name: &str, number: usize) -> Option<String> {
+    let mut bits = number;
+    let spelled = name
+        .chars()
+        .map(|letter| {
+            if !letter.is_ascii_alphabetic() {
+                return letter;
+            }
+            let is_capital = bits & 1 == 1;
+            bits >>= 1;
+            if is_capital { letter.to_ascii_uppercase() } else { letter }
+        })
+        .collect();
+    (bits == 0).then_some(spelled)
 }
 
 /// The plaintext of a `stream_data` (section 9), its bytes encoded where they will be sealed.
@@ -571,6 +619,7 @@ pub fn decode_body(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::MAX_HTTP_HEADERS;
     use alloc::vec;
     use serde_json::json;
 
@@ -667,6 +716,33 @@ mod tests {
             })
         );
         assert!(matches!(Message::parse(plaintext.plaintext()), Ok(Message::ProxyResponse(_))));
+    }
+
+    #[test]
+    fn cookies_are_kept_apart_by_the_spelling_of_their_name() {
+        let cookie = |number: usize| ("Set-Cookie".to_string(), format!("c{number}=a, b"));
+        let headers: Vec<_> = (0..MAX_HTTP_HEADERS).map(cookie).collect();
+        let joined = joined_headers(&headers);
+        assert_eq!(joined.len(), MAX_HTTP_HEADERS, "none may replace another");
+        for (number, name) in
+            ["set-cookie", "Set-cookie", "sEt-cookie", "SEt-cookie", "seT-cookie"].iter().enumerate()
+        {
+            assert_eq!(joined.get(*name), Some(&Cow::Borrowed(cookie(number).1.as_str())), "{name}");
+        }
+        assert!(joined.keys().all(|name| name.eq_ignore_ascii_case("set-cookie")));
+        assert_eq!(spelling("set-cookie", 511).as_deref(), Some("SET-COOKIE"));
+        assert_eq!(spelling("set-cookie", 512), None);
+    }
+
+    #[test]
+    fn a_length_stands_once_and_an_empty_value_joins_nothing() {
+        let pairs =
+            [("Content-Length", "5"), ("content-length", "5"), ("a", ""), ("A", "1"), ("b", "1"), ("B", "")];
+        let headers: Vec<_> =
+            pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let joined = joined_headers(&headers);
+        let joined: Vec<_> = joined.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(joined, [("a", "1"), ("b", "1, "), ("content-length", "5")]);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub(super) struct Api {
     clients: BTreeMap<u64, Client>,
     asked: BTreeMap<LocalId, u64>,
     next: u64,
+    /// Places of connections that have to go, and are no HTTP any more.
+    evicted: Vec<u64>,
     paused_until: Option<Instant>,
 }
 
@@ -74,6 +76,7 @@ impl Api {
             clients: BTreeMap::new(),
             asked: BTreeMap::new(),
             next: 0,
+            evicted: Vec::new(),
             paused_until: None,
         })
     }
@@ -119,7 +122,7 @@ impl Api {
             return;
         }
         let _ = stream.set_nodelay(true);
-        let Some((place, evicted)) = self.places.enter(()) else { return refuse_at_once(&stream) };
+        let Ok((place, evicted)) = self.places.enter(()) else { return refuse_at_once(&stream) };
         if let Some(evicted) = evicted {
             self.clients.remove(&evicted);
         }
@@ -131,7 +134,10 @@ impl Api {
         let Some(client) = self.clients.get_mut(&number) else { return };
         match client.go_on() {
             Ok(None) => {}
-            Ok(Some(request)) => {
+            Ok(Some((request, evicted))) => {
+                if let Some(evicted) = evicted.filter(|evicted| self.clients.remove(evicted).is_none()) {
+                    self.evicted.push(evicted);
+                }
                 let id = LocalId(self.next);
                 self.next += 1;
                 self.asked.insert(id, number);
@@ -141,6 +147,11 @@ impl Api {
                 self.clients.remove(&number);
             }
         }
+    }
+
+    /// The places of WebSockets that have to go for others.
+    pub(super) fn take_evicted(&mut self) -> Vec<u64> {
+        core::mem::take(&mut self.evicted)
     }
 
     /// Writes the node's answer. Gives the connection back where it has become a WebSocket, and `None` where it has not.
@@ -232,8 +243,8 @@ impl Client {
         }
     }
 
-    /// Reads and writes as far as it goes. A request is for the node.
-    fn go_on(&mut self) -> Result<Option<LocalRequest>, Gone> {
+    /// Reads and writes as far as it goes. A request is for the node; a connection may have to go for it.
+    fn go_on(&mut self) -> Result<Option<(LocalRequest, Option<u64>)>, Gone> {
         let mut left = BYTES_A_TURN;
         while left > 0 {
             match self.stage {
@@ -251,10 +262,10 @@ impl Client {
                     Step::Write(bytes) => self.begin_writing(bytes, Then::GoOn),
                     Step::Refuse(bytes) => self.begin_writing(bytes, Then::Drain),
                     Step::Request(request) => {
-                        if self.place.begin(Doing::of(&request)) {
+                        if let Ok(evicted) = self.place.begin(Doing::of(&request)) {
                             self.stage = Stage::Asked;
                             self.until = Instant::now() + ANSWER_TIMEOUT;
-                            return Ok(Some(request));
+                            return Ok(Some((request, evicted)));
                         }
                         self.begin_writing(Connection::busy(system::now().unix), Then::Drain);
                     }
@@ -279,7 +290,7 @@ impl Client {
         if now == waiting || (waiting, now) == (Waiting::Head, Waiting::Request) {
             return true;
         }
-        if now == Waiting::Body && !self.place.begin(Doing::Request) {
+        if now == Waiting::Body && self.place.begin(Doing::Request).is_err() {
             self.begin_writing(Connection::busy(system::now().unix), Then::Drain);
             return false;
         }
@@ -327,7 +338,8 @@ impl Client {
     fn end_writing(&mut self, then: Then) -> Result<(), Gone> {
         match then {
             Then::GoOn => {
-                self.place.begin(Doing::Waiting);
+                // There are as many places to wait in as there are places.
+                let _ = self.place.begin(Doing::Waiting);
                 self.stage = Stage::Reading(Waiting::Request);
                 self.until = Instant::now() + IDLE_TIMEOUT;
                 Ok(())

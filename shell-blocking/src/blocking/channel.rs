@@ -14,8 +14,8 @@ use tungstenite::{Error, Message, WebSocket};
 
 use super::connect::Transport;
 use crate::budget::{Budget, Share};
-use crate::places::Place;
-use crate::websocket::{self, BYTES_A_TURN, CLIENT_TIMEOUT, CLOSE_TIMEOUT, Intake};
+use crate::places::{Doing, Place};
+use crate::websocket::{self, BYTES_A_TURN, CLIENT_CLOSE_TIMEOUT, CLIENT_TIMEOUT, CLOSE_TIMEOUT, Intake};
 
 /// A WebSocket over TCP or TLS.
 pub(super) type Socket = WebSocket<Fair>;
@@ -99,7 +99,8 @@ pub(super) struct Channel {
 /// What is different about a client of the local API.
 #[derive(Debug)]
 struct OfClient {
-    _place: Place<()>,
+    place: Place<()>,
+    has_spoken: bool,
     /// When what the transport does not take must be taken.
     until: Option<Instant>,
 }
@@ -163,8 +164,13 @@ impl Channel {
         let config = Some(websocket::config());
         let socket = WebSocket::from_partially_read(fair, unread, Role::Server, config);
         let mut channel = Self::new(socket, budget);
-        channel.of_client = Some(OfClient { _place: place, until: None });
+        channel.of_client = Some(OfClient { place, has_spoken: false, until: None });
         channel
+    }
+
+    /// The number of its place, if it is a client's.
+    pub(super) fn place(&self) -> Option<u64> {
+        self.of_client.as_ref().map(|client| client.place.number())
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -262,7 +268,7 @@ impl Channel {
                 is_blocked(self.socket.write(Message::Binary(data.into())))?;
             } else if let Stage::Sending { frame, until } = &self.stage {
                 let (frame, until) = (frame.clone(), *until);
-                self.stage = Stage::Closing { until };
+                self.stage = Stage::Closing { until: until.min(Instant::now() + CLIENT_CLOSE_TIMEOUT) };
                 is_blocked(self.socket.close(Some(frame)))?;
             } else {
                 return Ok(());
@@ -309,11 +315,17 @@ impl Channel {
                     intake.took_control(data.len());
                 }
             }
-            Message::Binary(_) | Message::Text(_) | Message::Close(_) | Message::Frame(_) => {
+            Message::Binary(_) | Message::Text(_) => {
                 if let Some(intake) = &mut turn.intake {
                     intake.took_message();
                 }
+                if let Some(client) = self.of_client.as_mut().filter(|client| !client.has_spoken) {
+                    client.has_spoken = true;
+                    // One that had to go is gone already.
+                    let _ = client.place.begin(Doing::WebSocket);
+                }
             }
+            Message::Close(_) | Message::Frame(_) => {}
         }
         Ok(message)
     }

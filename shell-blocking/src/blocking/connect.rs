@@ -1,37 +1,46 @@
 //! Connections made by a thread that may block: look-up, TCP, TLS, each within one deadline and ended by a flag.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use consensus_core::guard::{Scheme, Target};
-use consensus_core::io::Audience;
-use rustls::{ClientConnection, StreamOwned};
+use consensus_core::io::{Audience, OpenStage};
+use rustls::ClientConnection;
 
-use crate::dial::{CONNECT_TIMEOUT, DialError, LookUp, candidates, unconnected, unresolved};
+use crate::dial::{ADDRESS_TIMEOUT, DialError, candidates, is_quiet, known, unconnected, unresolved};
+use crate::names::Names;
 use crate::tls::{self, Tls};
 
 /// How long a blocking call goes on before it looks whether it is still wanted.
 const SLICE: Duration = Duration::from_millis(500);
 
-/// A resolver's needs.
-const LOOK_UP_STACK: usize = 256 * 1024;
-
 /// When something must be over, and whether it is still wanted.
 #[derive(Clone, Debug)]
 pub(super) struct Limit {
     pub(super) until: Instant,
+    /// How long that was at first, for telling.
+    pub(super) time: Duration,
     pub(super) cancelled: Arc<AtomicBool>,
 }
 
 impl Limit {
+    /// What begins now and may take `time`.
+    pub(super) fn new(time: Duration, cancelled: &Arc<AtomicBool>) -> Self {
+        Self { until: Instant::now() + time, time, cancelled: Arc::clone(cancelled) }
+    }
+
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// The error of a stage, or that the time was up in it.
+    fn judge(&self, stage: OpenStage, error: DialError) -> DialError {
+        if Instant::now() >= self.until { DialError::Late(stage, self.time) } else { error }
     }
 
     /// How long the next blocking call may take.
@@ -128,14 +137,72 @@ impl Write for Tcp {
 #[derive(Debug)]
 pub(super) enum Transport {
     Plain(Tcp),
-    Tls(Box<StreamOwned<ClientConnection, Tcp>>),
+    Tls(Box<TlsStream>),
+}
+
+/// TLS over TCP. Unlike rustls' own stream it reads while what it has to write does not go out: the other side may
+/// wait for just that.
+#[derive(Debug)]
+pub(super) struct TlsStream {
+    tls: ClientConnection,
+    tcp: Tcp,
+}
+
+impl TlsStream {
+    fn shake_hands(tls: ClientConnection, tcp: Tcp) -> io::Result<Self> {
+        let mut stream = Self { tls, tcp };
+        while stream.tls.is_handshaking() {
+            stream.tls.complete_io(&mut stream.tcp)?;
+        }
+        stream.flush()?;
+        Ok(stream)
+    }
+}
+
+impl Read for TlsStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.tls.reader().read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+            // An end is told by the reader, which knows whether it was in order.
+            self.tls.read_tls(&mut self.tcp)?;
+            if let Err(error) = self.tls.process_new_packets() {
+                // The alert that says why, if it goes out.
+                let _ = self.flush();
+                return Err(io::Error::new(ErrorKind::InvalidData, error));
+            }
+        }
+    }
+}
+
+impl Write for TlsStream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        // What was taken before must go out before more is taken: that is what bounds it.
+        self.flush()?;
+        let taken = self.tls.writer().write(buffer)?;
+        match self.flush() {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
+            _ => Ok(taken),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while self.tls.wants_write() {
+            if self.tls.write_tls(&mut self.tcp)? == 0 {
+                return Err(ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Transport {
     pub(super) fn tcp(&mut self) -> &mut Tcp {
         match self {
             Self::Plain(tcp) => tcp,
-            Self::Tls(stream) => &mut stream.sock,
+            Self::Tls(stream) => &mut stream.tcp,
         }
     }
 
@@ -143,10 +210,30 @@ impl Transport {
         self.tcp().set_nonblocking()
     }
 
+    /// Whether something that was written has yet to be [flushed](Write::flush).
+    pub(super) fn is_unflushed(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => stream.tls.wants_write(),
+        }
+    }
+
+    /// Whether nothing has come and nothing has ended since the last read.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let nothing_read = match self {
+            Self::Plain(_) => true,
+            Self::Tls(stream) => {
+                let state = stream.tls.process_new_packets();
+                state.is_ok_and(|state| state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed())
+            }
+        };
+        nothing_read && is_quiet(self.as_fd())
+    }
+
     /// Says that nothing more will be written.
     pub(super) fn end_writing(&mut self) {
         if let Self::Tls(stream) = self {
-            stream.conn.send_close_notify();
+            stream.tls.send_close_notify();
             // On a connection that takes no more, the other side learns it by the end of that.
             let _ = stream.flush();
         }
@@ -158,7 +245,7 @@ impl AsFd for Transport {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Plain(tcp) => tcp.stream.as_fd(),
-            Self::Tls(stream) => stream.sock.stream.as_fd(),
+            Self::Tls(stream) => stream.tcp.stream.as_fd(),
         }
     }
 }
@@ -193,18 +280,15 @@ pub(super) fn dial_tcp(
     host: &str,
     port: u16,
     audience: Audience,
+    names: &Names,
     limit: &Limit,
 ) -> Result<TcpStream, DialError> {
     let literal = host.parse().ok();
     let (host, path_and_query) = (host.to_owned(), String::new());
     let target = Target { scheme: Scheme::Http, host, port, path_and_query, literal };
-    let found = match target.literal {
-        Some(address) => vec![address],
-        None => look_up(&target, audience, limit)?,
-    };
-    let tcp = connect(&candidates(&target, audience, &found)?, limit);
-    let stream = tcp.and_then(|mut tcp| tcp.set_nonblocking().map(|()| tcp.stream));
-    stream.map_err(|error| unconnected(&target, &error))
+    let (mut tcp, _) = connect(&target, &look_up(&target, audience, names, limit)?, limit)?;
+    tcp.set_nonblocking().map_err(|error| unconnected(&target, &error))?;
+    Ok(tcp.stream)
 }
 
 /// Connects to `target` on behalf of `audience`.
@@ -212,69 +296,76 @@ pub(super) fn dial(
     target: &Target,
     audience: Audience,
     tls: &Tls,
+    names: &Names,
     limit: &Limit,
 ) -> Result<Transport, DialError> {
-    let found = match target.literal {
-        Some(address) => vec![address],
-        None => look_up(target, audience, limit)?,
-    };
-    let stream = connect(&candidates(target, audience, &found)?, limit)
-        .map_err(|error| unconnected(target, &error))?;
-    match target.scheme {
-        Scheme::Http => Ok(Transport::Plain(stream)),
+    dial_at(target, &look_up(target, audience, names, limit)?, tls, limit).map(|(transport, _)| transport)
+}
+
+/// Connects to one of these addresses of `target`; which one it was.
+pub(super) fn dial_at(
+    target: &Target,
+    addresses: &[SocketAddr],
+    tls: &Tls,
+    limit: &Limit,
+) -> Result<(Transport, SocketAddr), DialError> {
+    let (tcp, address) = connect(target, addresses, limit)?;
+    let transport = match target.scheme {
+        Scheme::Http => Transport::Plain(tcp),
         Scheme::Https => {
             let (config, name) = tls.client(&target.host).map_err(DialError::Tls)?;
             let connection =
                 ClientConnection::new(config, name).map_err(|error| DialError::Tls(error.to_string()))?;
-            let mut stream = StreamOwned::new(connection, stream);
-            while stream.conn.is_handshaking() {
-                let done = stream.conn.complete_io(&mut stream.sock);
-                done.map_err(|error| DialError::Tls(tls::describe(&error)))?;
-            }
-            Ok(Transport::Tls(Box::new(stream)))
+            let stream = TlsStream::shake_hands(connection, tcp)
+                .map_err(|error| limit.judge(OpenStage::Tls, DialError::Tls(tls::describe(&error))))?;
+            Transport::Tls(Box::new(stream))
         }
-    }
-}
-
-/// Asks the system's resolver, on a thread of its own: it cannot be told to hurry or to stop. One that is given up
-/// ends when the resolver does.
-fn look_up(target: &Target, audience: Audience, limit: &Limit) -> Result<Vec<IpAddr>, DialError> {
-    limit.slice().map_err(|error| unresolved(target, &error))?;
-    let place = LookUp::begin(audience)?;
-    let (tell, told) = mpsc::sync_channel(1);
-    let (host, port) = (target.host.clone(), target.port);
-    let ask = move || {
-        let found = (host.as_str(), port).to_socket_addrs();
-        drop(place);
-        // Whoever asked may have gone.
-        let _ = tell.send(found.map(|found| found.map(|address| address.ip()).collect()));
     };
-    let builder = thread::Builder::new().name("look-up".to_owned()).stack_size(LOOK_UP_STACK);
-    builder.spawn(ask).map_err(|error| unresolved(target, &error))?;
+    Ok((transport, address))
+}
+
+/// The addresses to try for `target`: one look-up, and the guard.
+pub(super) fn look_up(
+    target: &Target,
+    audience: Audience,
+    names: &Names,
+    limit: &Limit,
+) -> Result<Vec<SocketAddr>, DialError> {
+    if let Some(known) = known(target, audience, names) {
+        return known;
+    }
+    let late = |error: io::Error| limit.judge(OpenStage::Resolve, unresolved(target, &error.to_string()));
+    let (tell, told) = mpsc::sync_channel(1);
+    // Whoever asked may have gone.
+    names.look_up(&target.host, audience, move |answer| drop(tell.try_send(answer)));
     loop {
-        let slice = limit.slice().map_err(|error| unresolved(target, &error))?;
-        match told.recv_timeout(slice) {
-            Ok(found) => return found.map_err(|error| unresolved(target, &error)),
+        match told.recv_timeout(limit.slice().map_err(late)?) {
+            Ok(Ok(found)) => return candidates(target, audience, &found),
+            Ok(Err(error)) => return Err(unresolved(target, &error)),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(unresolved(target, &io::Error::other("the resolver failed")));
-            }
+            Err(RecvTimeoutError::Disconnected) => return Err(unresolved(target, "the resolver failed")),
         }
     }
 }
 
-fn connect(addresses: &[SocketAddr], limit: &Limit) -> io::Result<Tcp> {
+fn connect(target: &Target, addresses: &[SocketAddr], limit: &Limit) -> Result<(Tcp, SocketAddr), DialError> {
+    connect_any(addresses, limit)
+        .map_err(|error| limit.judge(OpenStage::Connect, unconnected(target, &error)))
+}
+
+fn connect_any(addresses: &[SocketAddr], limit: &Limit) -> io::Result<(Tcp, SocketAddr)> {
     let mut last = None;
-    for address in addresses {
+    for (at, address) in addresses.iter().enumerate() {
         // The slice is only asked whether there is any time: the system's own connect cannot be interrupted.
         limit.slice()?;
         let left = limit.until.saturating_duration_since(Instant::now());
-        let timeout = left.min(CONNECT_TIMEOUT).max(Duration::from_millis(1));
+        let most = if at + 1 < addresses.len() { ADDRESS_TIMEOUT } else { left };
+        let timeout = left.min(most).max(Duration::from_millis(1));
         match TcpStream::connect_timeout(address, timeout) {
             Ok(stream) => {
                 // Small messages must not wait for the answers to earlier ones; where it cannot be set, they do.
                 let _ = stream.set_nodelay(true);
-                return Tcp::new(stream, limit.clone());
+                return Tcp::new(stream, limit.clone()).map(|tcp| (tcp, *address));
             }
             Err(error) => last = Some(error),
         }

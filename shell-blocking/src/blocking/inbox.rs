@@ -12,6 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use consensus_core::io::{EffectId, EffectResult, FetchError, LinkEnd, LinkId, SocketId};
 
 use super::channel::Socket;
+use super::fetch::{Asked, Obtained};
+use crate::dial::DialError;
 
 /// One thing said. Each kind is bounded by its source: attempts at a link, effects under way, sockets.
 pub(super) enum Said {
@@ -21,6 +23,8 @@ pub(super) enum Said {
     Done { effect: EffectId, result: EffectResult },
     /// A connection to a target is there, or there is none.
     Connected { socket: SocketId, result: Result<TcpStream, FetchError> },
+    /// A connection for a fetch is there, or there is none.
+    Reached { effect: EffectId, asked: Box<Asked>, result: Result<Obtained, DialError> },
     /// A turn of the loop, for measuring it: whoever holds the other end learns that it was made.
     Turn(SyncSender<()>),
 }

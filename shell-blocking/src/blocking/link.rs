@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use consensus_core::io::{Audience, LinkEnd, OpenStage};
 use consensus_core::limits::OPEN_TIMEOUT;
@@ -12,6 +12,7 @@ use tungstenite::handshake::HandshakeError;
 use super::channel::{Fair, Socket};
 use super::connect::{Limit, dial};
 use crate::dial::DialError;
+use crate::names::Names;
 use crate::tls::Tls;
 use crate::websocket;
 
@@ -20,11 +21,17 @@ use crate::websocket;
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Opens a link, on a thread that may block.
-pub(super) fn open(url: &str, tls: &Tls, cancelled: &Arc<AtomicBool>) -> Result<Socket, LinkEnd> {
-    let limit = Limit { until: Instant::now() + OPEN_TIMEOUT + GRACE, cancelled: Arc::clone(cancelled) };
+pub(super) fn open(
+    url: &str,
+    tls: &Tls,
+    names: &Names,
+    cancelled: &Arc<AtomicBool>,
+) -> Result<Socket, LinkEnd> {
+    let limit = Limit::new(OPEN_TIMEOUT + GRACE, cancelled);
     let target = websocket::target(url)?;
     let request = websocket::request(url, &target)?;
-    let transport = dial(&target, Audience::Operator, tls, &limit).map_err(DialError::into_link_end)?;
+    let transport =
+        dial(&target, Audience::Operator, tls, names, &limit).map_err(DialError::into_link_end)?;
     let upgraded =
         tungstenite::client::client_with_config(request, Fair::new(transport), Some(websocket::config()));
     let mut socket = match upgraded {

@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 
 use consensus_core::event::Level;
 use consensus_core::io::{
-    Effect, EffectId, EffectResult, Fetch, FetchError, FetchErrorKind, Finish, Input, LinkEnd, LinkId,
-    LocalId, LocalResponse, OpenStage, Output, Response,
+    Effect, EffectId, EffectResult, Fetch, FetchError, Finish, Input, LinkEnd, LinkId, LocalId,
+    LocalResponse, OpenStage, Output, Response,
 };
 use consensus_core::time::Deadline;
 use rustix::event::PollFlags;
@@ -38,6 +38,7 @@ use rustix::event::PollFlags;
 use self::api::{Api, Upgraded};
 use self::channel::{Channel, Read};
 use self::connect::{Tcp, Transport};
+use self::fetch::{Fetches, Means};
 use self::inbox::{Inbox, Said};
 use self::sockets::Sockets;
 use self::watch::{Name, Token, Watch};
@@ -45,12 +46,10 @@ use self::workers::Workers;
 use crate::budget::Budget;
 use crate::effects::{BlockingWork, Work, perform_blocking};
 use crate::http::server::SWITCHING_PROTOCOLS;
+use crate::names::Names;
 use crate::runtime_api::{Environment, Machine, Runtime};
 use crate::signals::Signals;
 use crate::system;
-
-/// Fetches at once. Each has a thread; more wait for one, within their own time.
-const MAX_FETCHES: usize = 64;
 
 /// Attempts at a link at once: one that is wanted, and one that was given up and cannot be interrupted yet.
 const MAX_OPENING: usize = 4;
@@ -74,7 +73,7 @@ impl Runtime for Blocking {
     }
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
-        fetch::fetch(&environment.tls, request.clone(), &Arc::default(), &Budget::default())
+        fetch::fetch(&Means::new(environment.tls.clone(), Budget::default()), request.clone())
     }
 }
 
@@ -92,7 +91,6 @@ struct Shell {
     signals: Signals,
     api: Option<Api>,
     opening: Workers,
-    fetching: Workers,
     /// One thread for each, so that files are written in order and measurements do not disturb one another.
     writing: Workers,
     measuring: Workers,
@@ -105,6 +103,8 @@ struct Shell {
     lingering: BTreeMap<u64, Channel>,
     next_lingering: u64,
     sockets: Sockets,
+    fetches: Fetches,
+    names: Names,
     effects: BTreeMap<EffectId, Arc<AtomicBool>>,
     budget: Budget,
     /// What the shell itself has to tell the node.
@@ -128,14 +128,17 @@ impl Shell {
             let text = format!("local API on http://{address}");
             environment.log.note(Level::Info, "api", "listening", &text, &members);
         }
+        let means = Means::new(environment.tls.clone(), Budget::default());
         Ok(Self {
             environment,
-            sockets: Sockets::new(&inbox),
+            sockets: Sockets::new(&inbox, means.names.clone()),
+            budget: means.budget.clone(),
+            names: means.names.clone(),
+            fetches: Fetches::new(means, &inbox),
             inbox,
             signals,
             api,
             opening: Workers::new("open-link", MAX_OPENING),
-            fetching: Workers::new("fetch", MAX_FETCHES),
             writing: Workers::new("files", 1),
             measuring: Workers::new("measure", 1),
             unopened: BTreeMap::new(),
@@ -144,7 +147,6 @@ impl Shell {
             lingering: BTreeMap::new(),
             next_lingering: 0,
             effects: BTreeMap::new(),
-            budget: Budget::default(),
             own: VecDeque::new(),
             deadline: None,
             finished: None,
@@ -159,17 +161,20 @@ impl Shell {
             if self.finished.is_some() {
                 break;
             }
-            let is_late = self.wait(&mut ready, self.unread.is_empty(), None)?;
+            let may_wait = self.unread.is_empty() && !self.fetches.has_more();
+            let is_late = self.wait(&mut ready, may_wait, None)?;
             for token in ready.drain(..) {
                 self.serve(token, &mut node);
             }
             for name in core::mem::take(&mut self.unread) {
                 self.serve_channel(name, &mut node);
             }
+            self.fetches.serve_more(&mut self.own);
             if is_late {
                 self.expire();
             }
             if self.deadline.is_some_and(|deadline| deadline.is_due(system::now())) {
+                self.fetches.sweep();
                 self.own.push_back(Input::Tick);
             }
         }
@@ -231,9 +236,11 @@ impl Shell {
                 }
             }
             Token::Socket(id) => self.sockets.serve(id, &mut self.own),
+            Token::Fetch(id) => self.fetches.serve(id, &mut self.own),
             Token::Client(number) => {
                 if let Some(api) = &mut self.api {
                     api.serve(number, &mut self.own);
+                    self.evict();
                 }
             }
         }
@@ -252,6 +259,7 @@ impl Shell {
             self.own.push_back(ended(name, end));
         }
         self.sockets.expire(now);
+        self.fetches.expire(now, &mut self.own);
         if let Some(api) = &mut self.api {
             api.expire(now);
         }
@@ -300,6 +308,10 @@ impl Shell {
                 Output::CloseLocal { id, code, reason } => self.close(Name::Local(id), code, &reason),
                 Output::Perform { id, effect } => self.perform(id, effect),
                 Output::Cancel { id } => {
+                    if self.fetches.cancel(id, &mut self.own) {
+                        continue;
+                    }
+                    // Its end comes by itself, sooner for being wanted.
                     if let Some(cancelled) = self.effects.get(&id) {
                         cancelled.store(true, Ordering::Relaxed);
                     }
@@ -352,6 +364,7 @@ impl Shell {
             watch.until(channel.until());
         }
         self.sockets.watch(&mut watch);
+        self.fetches.watch(&mut watch);
         if let Some(api) = &self.api {
             api.watch(&mut watch, self.finished.is_none());
         }
@@ -384,6 +397,9 @@ impl Shell {
                     self.feed(node, Input::Done { effect, result });
                 }
                 Said::Connected { socket, result } => self.sockets.opened(socket, result, &mut self.own),
+                Said::Reached { effect, asked, result } => {
+                    self.fetches.reached(effect, *asked, result, &mut self.own);
+                }
                 Said::Turn(made) => {
                     let _ = made.try_send(());
                 }
@@ -438,8 +454,9 @@ impl Shell {
         let cancelled = Arc::new(AtomicBool::new(false));
         let (inbox, tls, stop) =
             (Arc::clone(&self.inbox), self.environment.tls.clone(), Arc::clone(&cancelled));
+        let names = self.names.clone();
         let open = move || {
-            let result = Box::new(link::open(&url, &tls, &stop));
+            let result = Box::new(link::open(&url, &tls, &names, &stop));
             inbox.say(Said::Opened { link, result });
         };
         match self.opening.submit(open) {
@@ -455,41 +472,27 @@ impl Shell {
     }
 
     fn perform(&mut self, effect: EffectId, what: Effect) {
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let (inbox, stop) = (Arc::clone(&self.inbox), Arc::clone(&cancelled));
-        let no_thread = || "the system gives no thread".to_owned();
-        let (submitted, failed) = match Work::from(what) {
-            Work::Fetch(request) => {
-                let (tls, budget) = (self.environment.tls.clone(), self.budget.clone());
-                // It may wait for a thread: that is part of its time.
-                let asked = Instant::now();
-                let job = move || {
-                    let mut request = request;
-                    request.timeout = request.timeout.saturating_sub(asked.elapsed());
-                    let result = EffectResult::Fetched(fetch::fetch(&tls, request, &stop, &budget));
-                    inbox.say(Said::Done { effect, result });
-                };
-                let error = FetchError { kind: FetchErrorKind::Busy, detail: no_thread() };
-                (self.fetching.submit(job), EffectResult::Fetched(Err(error)))
-            }
-            Work::Blocking(work) => {
-                let (workers, failed) = match &work {
-                    BlockingWork::Measure(_) => (&self.measuring, EffectResult::Measured(Err(no_thread()))),
-                    BlockingWork::Write { .. } | BlockingWork::Remove { .. } => {
-                        (&self.writing, EffectResult::Written(Err(no_thread())))
-                    }
-                };
-                let Environment { state_dir, log, .. } = self.environment.clone();
-                let job = move || {
-                    let mut turns = |count| make_turns(&inbox, count);
-                    let is_cancelled = || stop.load(Ordering::Relaxed);
-                    let result = perform_blocking(work, &state_dir, &log, &mut turns, &is_cancelled);
-                    inbox.say(Said::Done { effect, result });
-                };
-                (workers.submit(job), failed)
+        let work = match Work::from(what) {
+            Work::Fetch(request) => return self.fetches.begin(effect, request, &mut self.own),
+            Work::Blocking(work) => work,
+        };
+        let no_thread = "the system gives no thread".to_owned();
+        let (workers, failed) = match &work {
+            BlockingWork::Measure(_) => (&self.measuring, EffectResult::Measured(Err(no_thread))),
+            BlockingWork::Write { .. } | BlockingWork::Remove { .. } => {
+                (&self.writing, EffectResult::Written(Err(no_thread)))
             }
         };
-        match submitted {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let (inbox, stop) = (Arc::clone(&self.inbox), Arc::clone(&cancelled));
+        let Environment { state_dir, log, .. } = self.environment.clone();
+        let job = move || {
+            let mut turns = |count| make_turns(&inbox, count);
+            let is_cancelled = || stop.load(Ordering::Relaxed);
+            let result = perform_blocking(work, &state_dir, &log, &mut turns, &is_cancelled);
+            inbox.say(Said::Done { effect, result });
+        };
+        match workers.submit(job) {
             Ok(()) => {
                 self.effects.insert(effect, cancelled);
             }
@@ -500,6 +503,7 @@ impl Shell {
     fn respond(&mut self, id: LocalId, response: &LocalResponse) {
         let Some(api) = &mut self.api else { return };
         let upgraded = api.respond(id, response, &mut self.own);
+        self.evict();
         let channel = upgraded.and_then(|Upgraded { stream, unread, place }| {
             let transport = Transport::Plain(Tcp::nonblocking(stream).ok()?);
             Some(Channel::of_client(transport, unread, place, self.budget.clone()))
@@ -515,6 +519,20 @@ impl Shell {
         }
     }
 
+    /// Ends WebSockets of the local API that have to go for others.
+    fn evict(&mut self) {
+        let Some(api) = &mut self.api else { return };
+        for place in api.take_evicted() {
+            let is_it = |channel: &Channel| channel.place() == Some(place);
+            let found = self.channels.iter().find(|(_, channel)| is_it(channel)).map(|(name, _)| *name);
+            if let Some(name) = found {
+                self.channels.remove(&name);
+                self.own.push_back(ended(name, LinkEnd::Lost { detail: String::new() }));
+            }
+            self.lingering.retain(|_, channel| !is_it(channel));
+        }
+    }
+
     /// Carries out the sends, closes and answers that came before the end.
     fn say_goodbye(&mut self) {
         // What runs is not waited for.
@@ -527,6 +545,7 @@ impl Shell {
         }
         self.channels.clear();
         self.sockets.finish();
+        self.fetches.finish();
         let until = Instant::now() + FAREWELL;
         let mut ready = Vec::new();
         loop {

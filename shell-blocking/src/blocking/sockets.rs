@@ -15,6 +15,7 @@ use super::inbox::{Inbox, Said};
 use super::watch::{Token, Watch};
 use super::workers::Workers;
 use crate::dial::DialError;
+use crate::names::Names;
 use crate::socket::{MAX_LEAVING, Traffic};
 
 /// Connections being opened at once, each by a thread. A target that does not answer holds one for seconds: there are
@@ -24,6 +25,7 @@ const MAX_OPENING: usize = 128;
 /// All sockets. What there is to tell the node goes to the queue that each call is handed.
 pub(super) struct Sockets {
     workers: Workers,
+    names: Names,
     inbox: Arc<Inbox>,
     sockets: BTreeMap<SocketId, Socket>,
     /// Sockets with something to write that was not tried yet.
@@ -45,8 +47,9 @@ enum Stage {
 }
 
 impl Sockets {
-    pub(super) fn new(inbox: &Arc<Inbox>) -> Self {
+    pub(super) fn new(inbox: &Arc<Inbox>, names: Names) -> Self {
         Self {
+            names,
             workers: Workers::new("open-socket", MAX_OPENING),
             inbox: Arc::clone(inbox),
             sockets: BTreeMap::new(),
@@ -65,15 +68,12 @@ impl Sockets {
         own: &mut VecDeque<Input>,
     ) {
         let cancelled = Arc::new(AtomicBool::new(false));
-        let inbox = Arc::clone(&self.inbox);
+        let (inbox, names) = (Arc::clone(&self.inbox), self.names.clone());
         // It may wait for a thread: that is part of its time.
-        let limit = Limit { until: Instant::now() + timeout, cancelled: Arc::clone(&cancelled) };
+        let limit = Limit::new(timeout, &cancelled);
         let open = move || {
-            let stream = dial_tcp(&host, port, audience, &limit).map_err(DialError::into_fetch_error);
-            let result = stream.map_err(|error| {
-                let kind = if Instant::now() >= limit.until { FetchErrorKind::Timeout } else { error.kind };
-                FetchError { kind, ..error }
-            });
+            let stream = dial_tcp(&host, port, audience, &names, &limit);
+            let result = stream.map_err(DialError::into_fetch_error);
             inbox.say(Said::Connected { socket, result });
         };
         match self.workers.submit(open) {

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use consensus_core::io::{LinkId, LocalId, SocketId};
+use consensus_core::io::{EffectId, LinkId, LocalId, SocketId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -16,6 +16,7 @@ pub(super) enum Token {
     Channel(Name),
     Lingering(u64),
     Socket(SocketId),
+    Fetch(EffectId),
     Client(u64),
 }
 

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::log::Format;
+use crate::runtime_api::Machine;
 use crate::state_dir::MachineRegistry;
 use crate::state_dir::tests::Scratch;
 use consensus_core::io::{Fetch, FetchError, FetchErrorKind, Response, StateFile};
-use consensus_core::node::Node;
 use consensus_core::state::JoinAuth;
 use serde_json::json;
 
@@ -32,15 +32,16 @@ impl Runtime for Fake {
     const PROGRAM: &'static str = "consensus-node";
     const SHELL: &'static str = "fake";
 
-    fn drive(&self, _: Node<Provider>, environment: Environment) -> Result<Finish, String> {
+    fn drive(&self, _: impl Machine, environment: Environment) -> Result<Finish, String> {
         self.driven.replace(Some(environment));
         self.finish.clone()
     }
 
     fn fetch(&self, _: &Environment, request: &Fetch) -> Result<Response, FetchError> {
         let body = request.body.as_deref().map_or(Value::Null, |body| serde_json::from_slice(body).unwrap());
-        self.asked.borrow_mut().push((request.url.clone(), body));
-        match self.answers.iter().find(|(path, _, _)| request.url.ends_with(path)) {
+        let url = request.target.url();
+        self.asked.borrow_mut().push((url.clone(), body));
+        match self.answers.iter().find(|(path, _, _)| url.ends_with(path)) {
             Some((_, status, body)) => Ok(Response {
                 status: *status,
                 reason: String::new(),

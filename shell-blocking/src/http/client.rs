@@ -2,9 +2,8 @@
 
 use core::fmt;
 
-use consensus_core::guard::Target;
-use consensus_core::io::{Fetch, FetchError, FetchErrorKind, Response};
-use consensus_core::limits::{MAX_HTTP_HEAD, MAX_HTTP_HEADERS};
+use consensus_core::io::{Bounds, Fetch, FetchError, FetchErrorKind, Response};
+use consensus_core::limits::MAX_HTTP_HEADERS;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Version};
 use ureq_proto::BodyMode;
@@ -27,6 +26,10 @@ pub struct Exchange {
     head: Vec<u8>,
     body: Vec<u8>,
     written: usize,
+    /// Whether another request of its kind does no more than this one alone (RFC 9110, 9.2.2).
+    is_idempotent: bool,
+    has_begun: bool,
+    max_head: usize,
     max_body: usize,
     held: Share,
     read: Read,
@@ -60,12 +63,12 @@ impl fmt::Debug for Exchange {
 }
 
 impl Exchange {
-    /// The exchange that `fetch` asks for at `target`, which is its URL parsed. With `keep_alive` the other side is
-    /// asked to leave the connection open. The response's body counts against `budget`.
+    /// The exchange that `fetch` asks for, on a connection that may have served another and may serve the next. The
+    /// response's body counts against `budget`.
     ///
     /// # Errors
     /// [`FetchErrorKind::Url`], where method, URL or headers cannot be written.
-    pub fn new(fetch: Fetch, target: &Target, keep_alive: bool, budget: &Budget) -> Result<Self, FetchError> {
+    pub fn new(fetch: Fetch, budget: &Budget) -> Result<Self, FetchError> {
         let unfit = |what: &str| failure(FetchErrorKind::Url, format!("the request cannot be sent: {what}"));
         let method = Method::from_bytes(fetch.method.as_bytes()).map_err(|_| unfit("its method"))?;
         if method == Method::CONNECT {
@@ -73,8 +76,9 @@ impl Exchange {
         }
         let mut request = Request::new(());
         *request.method_mut() = method;
-        *request.uri_mut() = target.path_and_query.parse().map_err(|_| unfit("its path"))?;
-        let host = HeaderValue::from_str(&target.host_header()).map_err(|_| unfit("its host"))?;
+        let is_idempotent = request.method().is_idempotent();
+        *request.uri_mut() = fetch.target.path_and_query.parse().map_err(|_| unfit("its path"))?;
+        let host = HeaderValue::from_str(&fetch.target.host_header()).map_err(|_| unfit("its host"))?;
         let headers = request.headers_mut();
         headers.insert(HOST, host);
         for (name, value) in &fetch.headers {
@@ -84,9 +88,6 @@ impl Exchange {
             if ![HOST, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT].contains(&name) {
                 headers.append(name, value.ok_or_else(|| unfit("a header value"))?);
             }
-        }
-        if !keep_alive {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let may_have_body = [Method::POST, Method::PUT, Method::PATCH].contains(request.method());
         if fetch.body.is_some() || may_have_body {
@@ -114,7 +115,9 @@ impl Exchange {
         }
         let read = Head { call, bytes: Vec::new(), end: HeadEnd::default(), passed: 0 };
         let read = Read::Head(Box::new(read));
-        Ok(Self { head, body, written: 0, max_body: fetch.max_body, held: budget.share(), read })
+        let Bounds { max_head, max_body, .. } = fetch.bounds;
+        let held = budget.share();
+        Ok(Self { head, body, written: 0, is_idempotent, has_begun: false, max_head, max_body, held, read })
     }
 
     /// What is still to be written, or its first part.
@@ -129,9 +132,24 @@ impl Exchange {
     /// So many bytes of [`to_write`](Self::to_write) were written.
     pub fn wrote(&mut self, bytes: usize) {
         self.written = self.written.saturating_add(bytes);
-        if self.written >= self.head.len() + self.body.len() {
-            (self.head, self.body, self.written) = (Vec::new(), Vec::new(), 0);
+    }
+
+    /// Whether anything of an answer has come.
+    #[must_use]
+    pub const fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// Begins anew, for a new connection, if a kept one failed only because it had ended before: nothing of an answer
+    /// has come, and nothing was written, or what was may be written twice.
+    #[must_use]
+    pub fn rewind(&mut self, error: &FetchError) -> bool {
+        let may_repeat = self.is_idempotent || self.written == 0;
+        if error.kind != FetchErrorKind::Protocol || self.has_begun || !may_repeat {
+            return false;
         }
+        self.written = 0;
+        true
     }
 
     /// Takes what came. What follows a complete response makes the connection unfit for another exchange.
@@ -140,6 +158,11 @@ impl Exchange {
     /// [`FetchErrorKind::Protocol`] and [`FetchErrorKind::TooLarge`].
     pub fn received(&mut self, mut bytes: &[u8]) -> Result<(), FetchError> {
         let unsent = !self.to_write().is_empty();
+        self.has_begun |= !bytes.is_empty();
+        if !unsent {
+            // There is no other connection to write it to any more.
+            (self.head, self.body, self.written) = (Vec::new(), Vec::new(), 0);
+        }
         while !bytes.is_empty() {
             match core::mem::replace(&mut self.read, Read::Failed) {
                 Read::Failed => return Err(protocol("the exchange failed before")),
@@ -167,14 +190,14 @@ impl Exchange {
                     // would begin anew at each.
                     head.passed += 1;
                     bytes = &bytes[1..];
-                    if head.passed > MAX_HTTP_HEAD {
+                    if head.passed > self.max_head {
                         return Err(head_too_large());
                     }
                     self.read = Read::Head(head);
                 }
                 Read::Head(mut head) => {
                     // The bound cuts what is looked at, so that pieces make no difference.
-                    let room = MAX_HTTP_HEAD.saturating_sub(head.passed + head.bytes.len());
+                    let room = self.max_head.saturating_sub(head.passed + head.bytes.len());
                     let take = room.min(bytes.len());
                     let before = head.bytes.len();
                     head.bytes.extend_from_slice(&bytes[..take]);
@@ -273,7 +296,8 @@ impl Exchange {
                 self.read = Read::Done { response, reusable: false };
                 Ok(())
             }
-            Read::Head(head) if head.bytes.is_empty() => {
+            Read::Head(head) if !self.has_begun => {
+                self.read = Read::Head(head);
                 Err(protocol("the server closed the connection without an answer"))
             }
             Read::Head(_) | Read::Body { .. } => {
@@ -347,9 +371,9 @@ fn body_error(error: BodyError) -> FetchError {
 
 #[cfg(test)]
 mod tests {
-    use core::time::Duration;
-
+    use consensus_core::guard::Target;
     use consensus_core::io::Audience;
+    use consensus_core::limits::{Limits, MAX_HTTP_HEAD};
 
     use super::*;
 
@@ -357,17 +381,15 @@ mod tests {
         Fetch {
             audience: Audience::Operator,
             method: method.to_string(),
-            url: "http://Example.com:8080/a?b=c|d".to_string(),
+            target: Target::parse("http://Example.com:8080/a?b=c|d").unwrap(),
             headers: vec![("accept".to_string(), "caf\u{e9}".to_string())],
             body: body.map(<[u8]>::to_vec),
-            timeout: Duration::from_secs(1),
-            max_body: 1000,
+            bounds: Limits::default().bounds(1000),
         }
     }
 
     fn exchange(fetch: Fetch) -> Result<Exchange, FetchError> {
-        let target = Target::parse(&fetch.url).unwrap();
-        Exchange::new(fetch, &target, true, &Budget::default())
+        Exchange::new(fetch, &Budget::default())
     }
 
     fn written(mut exchange: Exchange) -> Vec<u8> {

@@ -7,7 +7,9 @@
 
 mod body;
 pub mod client;
+pub mod pool;
 pub mod server;
+pub mod times;
 
 use http::HeaderMap;
 use http::header::TRANSFER_ENCODING;

@@ -15,5 +15,7 @@ mod outages;
 mod serving;
 mod settings;
 mod state;
+mod streams;
 mod tls;
 mod transcripts;
+mod upstreams;
