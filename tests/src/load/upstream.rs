@@ -7,6 +7,7 @@ use std::sync::Arc;
 use consensus_core::io::Response;
 use smol::Async;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use smol::lock::Barrier;
 
 use crate::background::Background;
 use crate::upstream::bytes;
@@ -23,21 +24,24 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    /// Starts one, in a thread of its own, that gives `size` bytes.
-    pub(super) fn start(size: usize) -> io::Result<Self> {
+    /// Starts one, in a thread of its own, that gives `size` bytes: to nobody until `together` have asked for them.
+    pub(super) fn start(size: usize, together: usize) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let address = listener.local_addr()?;
-        let mut response = format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {size}\r\n\r\n"
-        )
-        .into_bytes();
-        response.extend(bytes(size));
+        let Response { status, reason, headers, body } = response(size);
+        let mut response = format!("HTTP/1.1 {status} {reason}\r\n").into_bytes();
+        for (name, value) in headers {
+            response.extend(format!("{name}: {value}\r\n").into_bytes());
+        }
+        response.extend(b"\r\n");
+        response.extend(body);
         let response = Arc::<[u8]>::from(response);
+        let gate = Arc::new(Barrier::new(together));
         let background = Background::start("load-upstream", listener, move |stream| {
-            let response = Arc::clone(&response);
+            let (response, gate) = (Arc::clone(&response), Arc::clone(&gate));
             async move {
                 // A node that closes a connection is no failure of the measurement.
-                let _ = serve(stream, &response).await;
+                let _ = serve(stream, &response, &gate).await;
             }
         })?;
         Ok(Self { address, size, _background: background })
@@ -64,7 +68,7 @@ fn response(size: usize) -> Response {
     }
 }
 
-async fn serve(mut stream: Async<TcpStream>, response: &[u8]) -> io::Result<()> {
+async fn serve(mut stream: Async<TcpStream>, response: &[u8], gate: &Barrier) -> io::Result<()> {
     let mut head = [0; MAX_HEAD];
     let mut length = 0;
     loop {
@@ -75,6 +79,7 @@ async fn serve(mut stream: Async<TcpStream>, response: &[u8]) -> io::Result<()> 
         length += count;
         // Requests here have no body, and none follows before the answer to the one before.
         if head[..length].ends_with(b"\r\n\r\n") {
+            gate.wait().await;
             stream.write_all(response).await?;
             length = 0;
         }

@@ -121,13 +121,6 @@ impl Journal {
         Self { print, ..Self::default() }
     }
 
-    /// An empty journal that keeps no [`Record::Message`] and no [`Record::Http`]: for measurements, which reading each
-    /// message would be most of.
-    #[must_use]
-    pub fn without_messages() -> Self {
-        Self { leaves_traffic_out: true, ..Self::default() }
-    }
-
     pub(super) fn leave_traffic_out(&mut self) {
         self.leaves_traffic_out = true;
     }
