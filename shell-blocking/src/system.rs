@@ -5,7 +5,7 @@
 
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use consensus_core::bench::report::System;
 use consensus_core::release::manifest::network_name;
@@ -19,11 +19,21 @@ const RUST_VERSION: &str = env!("CONSENSUS_NODE_RUSTC");
 /// other.
 #[must_use]
 pub fn now() -> Now {
-    static START: OnceLock<Instant> = OnceLock::new();
     Now {
-        monotonic: START.get_or_init(Instant::now).elapsed(),
+        monotonic: start().elapsed(),
         unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
     }
+}
+
+/// A time of the first of those clocks, as the system has it; none where it is too far away for that.
+#[must_use]
+pub fn instant(monotonic: Duration) -> Option<Instant> {
+    start().checked_add(monotonic)
+}
+
+fn start() -> Instant {
+    static START: OnceLock<Instant> = OnceLock::new();
+    *START.get_or_init(Instant::now)
 }
 
 /// 32 bytes of the system's randomness: what a node, or a machine beside it, is seeded with.

@@ -15,9 +15,9 @@ use shell_blocking::http::pool::{self, Kept, Pool};
 use shell_blocking::http::times::Times;
 use shell_blocking::names::Names;
 use shell_blocking::tls::Tls;
-use smol::Timer;
 use smol::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _};
 
+use crate::alarms::{Alarm, Alarms};
 use crate::dial::{Limit, Wire, dial_at, look_up};
 
 /// What is read at once: a body of 16 KiB and its head in one go.
@@ -30,6 +30,7 @@ pub(crate) struct Means {
     pub(crate) names: Names,
     pub(crate) pool: Pool<Connection>,
     pub(crate) budget: Budget,
+    pub(crate) alarms: Alarms,
 }
 
 /// A connection to a target, and the memory to read it with.
@@ -47,7 +48,7 @@ impl pool::Connection for Connection {
 
 impl Means {
     pub(crate) fn new(tls: Tls, budget: Budget) -> Self {
-        Self { tls, names: Names::default(), pool: Pool::default(), budget }
+        Self { tls, names: Names::default(), pool: Pool::default(), budget, alarms: Alarms::default() }
     }
 
     /// Makes the exchange, within its times.
@@ -61,7 +62,7 @@ impl Means {
             let obtained = self.obtain(&target, audience, limit, is_again).await;
             let (mut kept, is_reused) = obtained.map_err(DialError::into_fetch_error)?;
             times.connected(Instant::now());
-            match converse(&mut kept.connection, &mut exchange, &times).await {
+            match self.converse(&mut kept.connection, &mut exchange, &times).await {
                 Ok(()) => return self.finish(exchange, kept).await,
                 // The connection had ended before, and nothing else is known to be wrong.
                 Err(error) if is_reused && exchange.rewind(&error) => is_again = true,
@@ -86,6 +87,34 @@ impl Means {
         let (wire, address) = dial_at(target, &addresses, &self.tls, limit).await?;
         let connection = Connection { wire, buffer: vec![0; READ_BUFFER] };
         Ok((Kept::new(target, audience, address, connection), false))
+    }
+
+    /// Writes what there is to write and reads what comes, until the response is complete.
+    async fn converse(
+        &self,
+        connection: &mut Connection,
+        exchange: &mut Exchange,
+        times: &Times,
+    ) -> Result<(), FetchError> {
+        let Connection { wire, buffer } = connection;
+        let mut writing = Writing::Going;
+        let mut late = self.alarms.at(times.answer(exchange.has_begun()));
+        while !exchange.is_done() {
+            late.set_at(times.answer(exchange.has_begun()));
+            let moved =
+                poll_fn(|context| poll(context, wire, exchange, &mut writing, buffer, &mut late)).await;
+            match moved {
+                Ok(Moved::Wrote(count)) => exchange.wrote(count),
+                Ok(Moved::Read(0)) => match writing {
+                    Writing::Failed(error) => return Err(broken(&error)),
+                    Writing::Going | Writing::Flushed => exchange.closed()?,
+                },
+                Ok(Moved::Read(count)) => exchange.received(buffer.get(..count).unwrap_or_default())?,
+                Ok(Moved::Late) => return Err(times.late(exchange.has_begun())),
+                Err(error) => return Err(broken(&error)),
+            }
+        }
+        Ok(())
     }
 
     /// Gives the response, and the connection back.
@@ -114,37 +143,6 @@ enum Writing {
     Failed(io::Error),
 }
 
-/// Writes what there is to write and reads what comes, until the response is complete.
-async fn converse(
-    connection: &mut Connection,
-    exchange: &mut Exchange,
-    times: &Times,
-) -> Result<(), FetchError> {
-    let Connection { wire, buffer } = connection;
-    let mut writing = Writing::Going;
-    let mut until = times.answer(exchange.has_begun());
-    let mut timer = Timer::at(until);
-    while !exchange.is_done() {
-        let next = times.answer(exchange.has_begun());
-        if next != until {
-            until = next;
-            timer.set_at(until);
-        }
-        let moved = poll_fn(|context| poll(context, wire, exchange, &mut writing, buffer, &mut timer)).await;
-        match moved {
-            Ok(Moved::Wrote(count)) => exchange.wrote(count),
-            Ok(Moved::Read(0)) => match writing {
-                Writing::Failed(error) => return Err(broken(&error)),
-                Writing::Going | Writing::Flushed => exchange.closed()?,
-            },
-            Ok(Moved::Read(count)) => exchange.received(buffer.get(..count).unwrap_or_default())?,
-            Ok(Moved::Late) => return Err(times.late(exchange.has_begun())),
-            Err(error) => return Err(broken(&error)),
-        }
-    }
-    Ok(())
-}
-
 /// Writes and reads, whichever goes on: a server may answer a request, or refuse it, before it has read the whole of
 /// it.
 fn poll(
@@ -153,7 +151,7 @@ fn poll(
     exchange: &Exchange,
     writing: &mut Writing,
     buffer: &mut [u8],
-    timer: &mut Timer,
+    late: &mut Alarm,
 ) -> Poll<io::Result<Moved>> {
     let to_write = exchange.to_write();
     if matches!(writing, Writing::Going) {
@@ -172,7 +170,7 @@ fn poll(
     }
     match Pin::new(wire).poll_read(context, buffer) {
         Poll::Ready(read) => Poll::Ready(read.map(Moved::Read)),
-        Poll::Pending => Pin::new(timer).poll(context).map(|_| Ok(Moved::Late)),
+        Poll::Pending => Pin::new(late).poll(context).map(|()| Ok(Moved::Late)),
     }
 }
 

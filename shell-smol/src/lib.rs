@@ -1,6 +1,7 @@
 //! The node on smol, for servers: one thread owns the node and every socket; what blocks runs on smol's pool.
 #![forbid(unsafe_code)]
 
+mod alarms;
 mod api;
 mod channel;
 mod dial;
@@ -33,6 +34,7 @@ impl Runtime for Smol {
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
         let means = fetch::Means::new(environment.tls.clone(), Budget::default());
-        smol::block_on(means.fetch(request.clone()))
+        let late = async { match means.alarms.clone().run().await {} };
+        smol::block_on(smol::future::or(means.fetch(request.clone()), late))
     }
 }

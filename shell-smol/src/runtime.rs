@@ -86,6 +86,7 @@ async fn run(
     let (happened, incoming) = smol::channel::bounded(MAX_WAITING);
     let signals = executor.spawn(watch_signals(happened.clone())?);
     let means = Means::new(environment.tls.clone(), Budget::default());
+    let alarms = executor.spawn(means.alarms.clone().run());
     let api = match environment.listen {
         Some(address) => {
             let (happened, budget) = (happened.clone(), means.budget.clone());
@@ -123,6 +124,7 @@ async fn run(
     };
     // Waited for: the listener is closed when they are gone, and one that spawns holds the executor.
     signals.cancel().await;
+    alarms.cancel().await;
     if let Some(api) = api {
         api.cancel().await;
     }
@@ -251,15 +253,14 @@ impl Shell {
                     return Input::LinkSent { link: *link, bytes };
                 }
             }
-            let happened = match deadline {
+            let happened = match deadline.and_then(|deadline| system::instant(deadline.at)) {
                 None => incoming.recv().await.ok(),
-                Some(deadline) => {
-                    let wait = deadline.at.saturating_sub(system::now().monotonic);
-                    let timer = async {
-                        Timer::after(wait).await;
+                Some(at) => {
+                    let late = async {
+                        self.means.alarms.at(at).await;
                         None
                     };
-                    future::or(async { incoming.recv().await.ok() }, timer).await
+                    future::or(async { incoming.recv().await.ok() }, late).await
                 }
             };
             match happened {

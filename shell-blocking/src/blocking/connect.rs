@@ -61,21 +61,19 @@ impl Limit {
 pub(super) struct Tcp {
     stream: TcpStream,
     limit: Option<Limit>,
-    /// What the system's read and write timeouts are set to.
+    /// What the system's read and write timeouts are set to; nothing at first.
     set: (Duration, Duration),
 }
 
 impl Tcp {
-    pub(super) fn new(stream: TcpStream, limit: Limit) -> io::Result<Self> {
-        stream.set_read_timeout(Some(SLICE))?;
-        stream.set_write_timeout(Some(SLICE))?;
-        Ok(Self { stream, limit: Some(limit), set: (SLICE, SLICE) })
+    fn new(stream: TcpStream, limit: Limit) -> Self {
+        Self { stream, limit: Some(limit), set: (Duration::ZERO, Duration::ZERO) }
     }
 
     /// One whose reads and writes do not block.
     pub(super) fn nonblocking(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, limit: None, set: (SLICE, SLICE) })
+        Ok(Self { stream, limit: None, set: (Duration::ZERO, Duration::ZERO) })
     }
 
     /// From here on reads and writes do not block.
@@ -365,7 +363,7 @@ fn connect_any(addresses: &[SocketAddr], limit: &Limit) -> io::Result<(Tcp, Sock
             Ok(stream) => {
                 // Small messages must not wait for the answers to earlier ones; where it cannot be set, they do.
                 let _ = stream.set_nodelay(true);
-                return Tcp::new(stream, limit.clone()).map(|tcp| (tcp, *address));
+                return Ok((Tcp::new(stream, limit.clone()), *address));
             }
             Err(error) => last = Some(error),
         }

@@ -350,8 +350,7 @@ impl Shell {
         let mut watch = Watch::new(ready);
         watch.until(most);
         if let Some(deadline) = self.deadline.filter(|_| self.finished.is_none()) {
-            let left = deadline.at.saturating_sub(system::now().monotonic);
-            watch.until(Instant::now().checked_add(left));
+            watch.until(system::instant(deadline.at));
         }
         watch.on(self.inbox.bell(), PollFlags::IN, Token::Inbox);
         watch.on(self.signals.as_fd(), PollFlags::IN, Token::Signals);

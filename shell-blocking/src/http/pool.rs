@@ -13,8 +13,9 @@ use consensus_core::io::Audience;
 /// Idle connections in all: each costs a descriptor here and one there.
 const MAX_IDLE: usize = 64;
 
-/// Idle connections to one place: as many as browsers have, and two.
-const MAX_IDLE_A_PLACE: usize = 8;
+/// Idle connections that one place may have at the expense of others. It may have more as long as nobody else wants
+/// them: requests that come in bursts would make new connections each time.
+const OWN_IDLE: usize = 8;
 
 /// How long a connection may be idle. Servers close theirs after 5 s to 75 s.
 const IDLE_FOR: Duration = Duration::from_secs(15);
@@ -107,14 +108,11 @@ impl<C: Connection> Pool<C> {
     fn put_at(&self, kept: Kept<C>, now: Instant) {
         let mut idle = self.idle();
         drop_old(&mut idle, now);
-        let of_place = |idle: &Idle<C>| idle.kept.place == kept.place;
-        let oldest = if idle.iter().filter(|idle| of_place(idle)).count() >= MAX_IDLE_A_PLACE {
-            idle.iter().position(of_place)
-        } else {
-            (idle.len() >= MAX_IDLE).then_some(0)
-        };
-        if let Some(oldest) = oldest {
-            idle.remove(oldest);
+        if idle.len() >= MAX_IDLE {
+            let of_place = |idle: &Idle<C>| idle.kept.place == kept.place;
+            let has_its_own = idle.iter().filter(|idle| of_place(idle)).count() >= OWN_IDLE;
+            let oldest = idle.iter().position(|idle| !has_its_own || of_place(idle));
+            idle.remove(oldest.unwrap_or_default());
         }
         idle.push(Idle { kept, since: now });
     }
@@ -197,18 +195,23 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_bounded_and_the_oldest_give_way() {
+    fn the_pool_is_bounded_and_a_place_that_has_many_gives_way_to_others() {
         let pool = Pool::default();
-        for number in 0..=MAX_IDLE_A_PLACE {
+        for number in 0..=MAX_IDLE {
             pool.put(kept("http://a.example/", 1, number));
         }
-        assert_eq!(pool.idle().len(), MAX_IDLE_A_PLACE);
-        assert_eq!(pool.idle()[0].kept.connection.0, 1);
+        let of = |host: &str| {
+            let idle = pool.idle();
+            let places = idle.iter().filter(|idle| idle.kept.place.host == host);
+            places.map(|idle| idle.kept.connection.0).collect::<Vec<_>>()
+        };
+        assert_eq!(of("a.example"), (1..=MAX_IDLE).collect::<Vec<_>>(), "its oldest gives way");
+        // Another place, with as many, gets its own at the expense of the oldest, and then of itself.
         for number in 0..MAX_IDLE {
-            pool.put(kept(&format!("http://{number}.example/"), 1, number));
+            pool.put(kept("http://b.example/", 1, number));
         }
-        assert_eq!(pool.idle().len(), MAX_IDLE);
-        assert_eq!(take(&pool, "http://a.example/", 1), None);
+        assert_eq!(of("a.example"), (OWN_IDLE + 1..=MAX_IDLE).collect::<Vec<_>>());
+        assert_eq!(of("b.example"), (MAX_IDLE - OWN_IDLE..MAX_IDLE).collect::<Vec<_>>());
     }
 
     #[test]
