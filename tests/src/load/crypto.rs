@@ -31,9 +31,9 @@ use crate::network::NODE_ID;
 /// The provider of the nodes that are measured.
 type Provider = Pure;
 
-/// How long one operation is timed, and how often; the least counts, which what else the machine does disturbed least.
-const BATCH: Duration = Duration::from_millis(2);
-const BATCHES: usize = 25;
+/// How long one operation is timed, and how often; the median counts.
+const BATCH: Duration = Duration::from_millis(3);
+const BATCHES: usize = 9;
 
 /// One operation, at its size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,7 +128,7 @@ impl Operation {
 
 fn time(mut work: impl FnMut()) -> io::Result<Duration> {
     work();
-    let mut least = Duration::MAX;
+    let mut costs = Vec::new();
     for _ in 0..BATCHES {
         let begun = thread_cpu()?;
         let mut times = 0_u32;
@@ -143,9 +143,10 @@ fn time(mut work: impl FnMut()) -> io::Result<Duration> {
                 }
             }
         };
-        least = least.min(took / times);
+        costs.push(took / times);
     }
-    Ok(least)
+    costs.sort_unstable();
+    Ok(costs[costs.len() / 2])
 }
 
 /// A provider that does everything, and notes it.
@@ -223,6 +224,10 @@ impl Crypto for Noting {
     }
 }
 
+/// What a request has a node do.
+#[derive(Debug)]
+pub(super) struct Operations(Vec<Operation>);
+
 /// What the operations of one request cost together.
 #[derive(Debug, Default)]
 pub(super) struct Cost {
@@ -231,17 +236,15 @@ pub(super) struct Cost {
     pub(super) kinds: BTreeMap<&'static str, (usize, Duration)>,
 }
 
-/// Costs of operations, each measured once a run.
-#[derive(Debug, Default)]
-pub(super) struct Prices(BTreeMap<Operation, Duration>);
-
-impl Prices {
-    fn add(&mut self, operations: &[Operation]) -> io::Result<Cost> {
+impl Operations {
+    /// Does them all, alone, on this machine as it is just now.
+    pub(super) fn cost(&self) -> io::Result<Cost> {
+        let mut known = BTreeMap::new();
         let mut cost = Cost::default();
-        for operation in operations {
-            let price = match self.0.get(operation) {
+        for operation in &self.0 {
+            let price = match known.get(operation) {
                 Some(price) => *price,
-                None => *self.0.entry(*operation).or_insert(operation.cost()?),
+                None => *known.entry(*operation).or_insert(operation.cost()?),
             };
             cost.total += price;
             let (count, sum) = cost.kinds.entry(operation.kind()).or_default();
@@ -252,23 +255,14 @@ impl Prices {
     }
 
     /// Of one `proxy_request` on the control tunnel: its frame opened, and the answer's sealed.
-    pub(super) fn of_proxy_request(
-        &mut self,
-        request: &ProxyRequest,
-        response: &Response,
-    ) -> io::Result<Cost> {
+    pub(super) fn of_proxy_request(request: &ProxyRequest, response: &Response) -> Self {
         let Response { status, reason, headers, body } = response;
         let answer = encode_proxy_response(Some((0, &request.id)), *status, reason, headers, body);
-        self.add(&[opened(&request.encode(0)), sealed(&answer)])
+        Self(vec![opened(&request.encode(0)), sealed(&answer)])
     }
 
     /// Of one request of the data plane, on a stream of the tunnel or on a connection of its own.
-    pub(super) fn of_data_plane_request(
-        &mut self,
-        url: &str,
-        response: &Response,
-        on_tunnel: bool,
-    ) -> io::Result<Cost> {
+    pub(super) fn of_data_plane_request(url: &str, response: &Response, on_tunnel: bool) -> io::Result<Self> {
         let fault = |what: &str| io::Error::other(format!("data plane, alone: {what}"));
         let now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(1_795_391_521) };
         let (mut rng, crypto) = (Drbg::new([8; 32]), Noting::default());
@@ -317,7 +311,7 @@ impl Prices {
                 sealed(&close.encode(0)),
             ]);
         }
-        self.add(&operations)
+        Ok(Self(operations))
     }
 }
 
@@ -340,10 +334,12 @@ mod tests {
         let body = vec![7; 16 * 1024];
         let response = Response { status: 200, reason: String::from("OK"), headers: Vec::new(), body };
         let counts = |on_tunnel| {
-            let cost =
-                Prices::default().of_data_plane_request("http://127.0.0.1/", &response, on_tunnel).unwrap();
-            assert_eq!(cost.total, cost.kinds.values().map(|(_, sum)| *sum).sum::<Duration>());
-            cost.kinds.into_iter().map(|(kind, (count, _))| (kind, count)).collect::<BTreeMap<_, _>>()
+            let Operations(operations) =
+                Operations::of_data_plane_request("http://127.0.0.1/", &response, on_tunnel).unwrap();
+            operations.into_iter().fold(BTreeMap::<_, usize>::new(), |mut counts, operation| {
+                *counts.entry(operation.kind()).or_default() += 1;
+                counts
+            })
         };
         let direct = counts(false);
         for (kind, count) in [
@@ -357,5 +353,14 @@ mod tests {
         }
         // Six frames of the tunnel.
         assert_eq!(counts(true)["ChaCha20-Poly1305"], direct["ChaCha20-Poly1305"] + 6);
+    }
+
+    #[test]
+    fn the_cost_of_a_request_is_that_of_its_operations() {
+        let operations = Operations(vec![Operation::Sha256(64), Operation::Sha256(64), Operation::Hkdf(32)]);
+        let cost = operations.cost().unwrap();
+        assert_eq!(cost.total, cost.kinds.values().map(|(_, sum)| *sum).sum::<Duration>());
+        assert_eq!((cost.kinds["SHA-256"].0, cost.kinds["HKDF"].0), (2, 1));
+        assert!(cost.total > Duration::ZERO);
     }
 }

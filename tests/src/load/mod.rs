@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use smol::LocalExecutor;
 
 use self::client::{Direct, Issuer};
-use self::crypto::{Cost, Prices};
+use self::crypto::{Cost, Operations};
 use self::meter::Memory;
 use self::upstream::Upstream;
 use crate::binaries::{self, Shell};
@@ -128,8 +128,8 @@ struct Cell {
     took: Duration,
     node_cpu: Duration,
     memory: Memory,
-    /// What the cryptography of one request costs alone.
-    crypto: Cost,
+    /// What the cryptography of one request costs alone, before and after.
+    crypto: [Cost; 2],
 }
 
 impl Cell {
@@ -146,7 +146,16 @@ impl Cell {
     }
 
     fn crypto_ms(&self) -> f64 {
-        self.crypto.total.as_secs_f64() * 1e3
+        self.crypto.iter().map(|cost| cost.total.as_secs_f64() * 1e3).sum::<f64>() / 2.0
+    }
+
+    /// Milliseconds of each kind of operation.
+    fn crypto_parts(&self) -> BTreeMap<&'static str, f64> {
+        let mut parts = BTreeMap::<_, f64>::new();
+        for (kind, (_, sum)) in self.crypto.iter().flat_map(|cost| &cost.kinds) {
+            *parts.entry(*kind).or_default() += sum.as_secs_f64() * 1e3 / 2.0;
+        }
+        parts
     }
 
     fn to_json(&self) -> Value {
@@ -156,6 +165,7 @@ impl Cell {
             "requests_per_second": self.per_second(),
             "latency_ms": { "p50": self.latency_ms(50), "p99": self.latency_ms(99) },
             "node_cpu_ms_per_request": self.cpu_ms(), "crypto_ms_per_request": self.crypto_ms(),
+            "crypto_ms_by_kind": self.crypto_parts(),
             "cpu_over_crypto": self.cpu_ms() / self.crypto_ms(),
             "rss_kib": self.memory.resident, "peak_rss_kib": self.memory.peak,
         })
@@ -217,7 +227,6 @@ fn measure_all(load: &Load) -> io::Result<Vec<Cell>> {
     let sizes = kib.map_or(SIZES.to_vec(), |kib| vec![kib * 1024]);
     let at_once = load.at_once.map_or(AT_ONCE.to_vec(), |only| vec![only]);
     let mut cells = Vec::new();
-    let mut prices = Prices::default();
     if !load.json {
         println!(
             "{:<9} {:<11} {:>8} {:>7} {:>10} {:>9} {:>9} {:>9} {:>9} {:>6} {:>8} {:>8}",
@@ -246,7 +255,7 @@ fn measure_all(load: &Load) -> io::Result<Vec<Cell>> {
                 for &at_once in &at_once {
                     let what = format!("{}, {}, {size} bytes, {at_once} at once", shell.name(), kind.name());
                     let cell = Bench::start(shell, &program, size)
-                        .and_then(|bench| bench.measure(kind, at_once, window, &mut prices))
+                        .and_then(|bench| bench.measure(kind, at_once, window))
                         .map_err(|error| io::Error::other(format!("{what}: {error}")))?;
                     if !load.json {
                         cell.print();
@@ -310,7 +319,7 @@ impl Bench {
         Ok(Self { shell, size, network, upstream, issuer, node, node_key })
     }
 
-    fn measure(&self, kind: Kind, at_once: usize, window: Duration, prices: &mut Prices) -> io::Result<Cell> {
+    fn measure(&self, kind: Kind, at_once: usize, window: Duration) -> io::Result<Cell> {
         let url = self.upstream.url();
         let expected = base64::encode(&crate::upstream::bytes(self.size));
         let numbers = std::cell::Cell::new(0_u64);
@@ -328,6 +337,12 @@ impl Bench {
         };
         // What is done once, and what is kept from then on, is not what a request costs.
         drive(at_once, window.min(Duration::from_secs(1)), request)?;
+        // Before and after, because what else the machine does changes from one second to the next.
+        let operations = match kind {
+            Kind::Proxy => Operations::of_proxy_request(&self.proxy_request(0), &self.upstream.response()),
+            Kind::Connect => Operations::of_data_plane_request(&url, &self.upstream.response(), false)?,
+        };
+        let crypto_before = operations.cost()?;
         let before = meter::process_cpu(self.node.pid())?;
         let begun = Instant::now();
         let mut latencies = drive(at_once, window, request)?;
@@ -343,10 +358,7 @@ impl Bench {
             took,
             node_cpu,
             memory: meter::memory(self.node.pid())?,
-            crypto: match kind {
-                Kind::Proxy => prices.of_proxy_request(&self.proxy_request(0), &self.upstream.response())?,
-                Kind::Connect => prices.of_data_plane_request(&url, &self.upstream.response(), false)?,
-            },
+            crypto: [crypto_before, operations.cost()?],
         })
     }
 
