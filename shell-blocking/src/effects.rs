@@ -1,17 +1,22 @@
 //! The effects that both shells carry out in the same way: files and measurements.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use consensus_core::io::{Effect, EffectResult, Fetch, Measurement, StateFile};
 
 use crate::log::Log;
 use crate::measure;
+use crate::runtime_api::Environment;
 use crate::state_dir::StateDir;
+use crate::workers::Workers;
 
 /// An effect, sorted by who carries it out.
 #[derive(Debug)]
 pub enum Work {
     /// The runtime's own: it owns the sockets.
     Fetch(Fetch),
-    /// For [`perform_blocking`], on a thread that may block.
+    /// For [`Performers`]: it needs no runtime.
     Blocking(BlockingWork),
 }
 
@@ -45,13 +50,56 @@ impl From<Effect> for Work {
     }
 }
 
+/// Threads for effects: one for files and one for measurements, so that files are written in order and measurements do
+/// not disturb one another. They end when they have been idle.
+#[derive(Debug)]
+pub struct Performers {
+    writing: Workers,
+    measuring: Workers,
+}
+
+impl Default for Performers {
+    fn default() -> Self {
+        Self { writing: Workers::new("files", 1), measuring: Workers::new("measure", 1) }
+    }
+}
+
+impl Performers {
+    /// Has an effect carried out. `done` gets what comes of it, on another thread; `turn` and `cancelled` are those of the effect.
+    ///
+    /// # Errors
+    /// What comes of it at once, where the system gives no thread.
+    pub fn begin(
+        &self,
+        work: BlockingWork,
+        environment: &Environment,
+        cancelled: Arc<AtomicBool>,
+        mut turn: impl FnMut(u64) + Send + 'static,
+        done: impl FnOnce(EffectResult) + Send + 'static,
+    ) -> Result<(), EffectResult> {
+        let no_thread = || "the system gives no thread".to_owned();
+        let (workers, failed) = match &work {
+            BlockingWork::Measure(_) => (&self.measuring, EffectResult::Measured(Err(no_thread()))),
+            BlockingWork::Write { .. } | BlockingWork::Remove { .. } => {
+                (&self.writing, EffectResult::Written(Err(no_thread())))
+            }
+        };
+        let (state_dir, log) = (environment.state_dir.clone(), environment.log.clone());
+        let job = move || {
+            let is_cancelled = || cancelled.load(Ordering::Relaxed);
+            done(perform_blocking(work, &state_dir, &log, &mut turn, &is_cancelled));
+        };
+        workers.submit(job).map_err(|_| failed)
+    }
+}
+
 /// Carries out one effect, start to end. To be called on a worker thread: a measurement takes seconds, and its
 /// progress goes to `log`.
 ///
 /// `turn` makes the given number of turns of the shell's own scheduler, one after the other (post a task, run it)
 /// and returns when the last has run: the operation of [`Measurement::EventLoop`]. `cancelled` is asked between the
 /// steps of a measurement; a file is written whatever it says.
-pub fn perform_blocking(
+fn perform_blocking(
     work: BlockingWork,
     state: &StateDir,
     log: &Log,

@@ -22,6 +22,7 @@ pub mod state_dir;
 pub mod system;
 pub mod tls;
 pub mod websocket;
+pub mod workers;
 
 #[cfg(feature = "runtime")]
 pub mod blocking;

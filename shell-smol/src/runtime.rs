@@ -11,7 +11,7 @@ use consensus_core::io::{
 };
 use consensus_core::time::Deadline;
 use shell_blocking::budget::Budget;
-use shell_blocking::effects::{BlockingWork, Work, perform_blocking};
+use shell_blocking::effects::{Performers, Work};
 use shell_blocking::http::server::SWITCHING_PROTOCOLS;
 use shell_blocking::runtime_api::{Environment, Machine};
 use shell_blocking::signals::Signals;
@@ -61,6 +61,7 @@ struct Shell {
     sockets: BTreeMap<SocketId, Socket>,
     /// Counts the sockets that are being left.
     leaving: Arc<()>,
+    performers: Performers,
     effects: BTreeMap<EffectId, Running>,
     answers: BTreeMap<LocalId, Sender<Answer>>,
     locals: BTreeMap<LocalId, Channel>,
@@ -102,6 +103,7 @@ async fn run(
         link: None,
         sockets: BTreeMap::new(),
         leaving: Arc::default(),
+        performers: Performers::default(),
         effects: BTreeMap::new(),
         answers: BTreeMap::new(),
         locals: BTreeMap::new(),
@@ -343,30 +345,26 @@ impl Shell {
             }
             Work::Blocking(work) => {
                 let cancelled = Arc::new(AtomicBool::new(false));
-                let task = self.perform_blocking(work, Arc::clone(&cancelled));
-                let done = self.executor.spawn(async move {
-                    let result = task.await;
-                    let _ = happened.send(Happened::Input(Input::Done { effect: id, result })).await;
-                });
-                done.detach();
+                let executor = Arc::clone(&self.executor);
+                // One turn of this shell's scheduler: a task is spawned, the run loop's thread runs it, its end is seen.
+                let turn = move |count| {
+                    for _ in 0..count {
+                        smol::block_on(executor.spawn(async {}));
+                    }
+                };
+                let done = move |result| {
+                    // Nobody hears it after the node's end.
+                    let _ = happened.send_blocking(Happened::Input(Input::Done { effect: id, result }));
+                };
+                let begun =
+                    self.performers.begin(work, &self.environment, Arc::clone(&cancelled), turn, done);
+                if let Err(result) = begun {
+                    return self.own.push_back(Input::Done { effect: id, result });
+                }
                 Running::Blocking(cancelled)
             }
         };
         self.effects.insert(id, running);
-    }
-
-    fn perform_blocking(&self, work: BlockingWork, cancelled: Arc<AtomicBool>) -> Task<EffectResult> {
-        let Environment { state_dir, log, .. } = self.environment.clone();
-        let executor = Arc::clone(&self.executor);
-        smol::unblock(move || {
-            // One turn of this shell's scheduler: a task is spawned, the run loop's thread runs it, its end is seen.
-            let mut turn = |count| {
-                for _ in 0..count {
-                    smol::block_on(executor.spawn(async {}));
-                }
-            };
-            perform_blocking(work, &state_dir, &log, &mut turn, &|| cancelled.load(Ordering::Relaxed))
-        })
     }
 }
 

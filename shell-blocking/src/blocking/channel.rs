@@ -427,3 +427,48 @@ fn describe(end: LinkEnd, error: &Error) -> LinkEnd {
         (end, _) => end,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
+    use super::*;
+    use crate::blocking::connect::Tcp;
+    use crate::places::Places;
+    use crate::testing::read_all;
+
+    #[test]
+    fn a_client_has_a_time_to_read_each_message_and_to_read_all_before_the_close() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let tcp = Tcp::nonblocking(listener.accept().unwrap().0).unwrap();
+        let (place, _) = Places::default().enter(()).unwrap();
+        let mut channel = Channel::of_client(Transport::Plain(tcp), Vec::new(), place, Budget::default());
+        channel.send(vec![0; 10]).unwrap();
+        assert_eq!(channel.until(), None, "nothing waits");
+        for _ in 0..2 {
+            channel.send(vec![0; 12 << 20]).unwrap();
+        }
+        let first = channel.until().expect("the client does not read");
+        assert!(first <= Instant::now() + CLIENT_TIMEOUT);
+        let reading = thread::spawn(move || read_all(client));
+        while channel.wants_to_write() {
+            channel.write().unwrap();
+            assert!(
+                channel.until().is_none_or(|until| until >= first),
+                "a message that goes out makes a new time"
+            );
+        }
+        assert_eq!(channel.until(), None);
+        assert_eq!(channel.take_sent(), 10 + (24 << 20));
+        channel.close(1000, &"\u{e9}".repeat(100));
+        let until = channel.until().unwrap();
+        assert!(until <= Instant::now() + CLIENT_CLOSE_TIMEOUT, "all is written");
+        drop(channel);
+        let all = reading.join().unwrap().unwrap();
+        // Too long a reason is cut between two characters.
+        assert_eq!(all[all.len() - 4..], [0xc3, 0xa9, 0xc3, 0xa9]);
+        assert_eq!(all[all.len() - 126..][..4], [0x88, 124, 0x03, 0xe8]);
+    }
+}

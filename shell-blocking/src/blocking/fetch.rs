@@ -18,7 +18,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::connect::{Limit, Transport, dial_at, look_up};
 use super::inbox::{Inbox, Said};
 use super::watch::{Token, Watch};
-use super::workers::Workers;
 use crate::budget::Budget;
 use crate::dial::{DialError, known};
 use crate::http::client::Exchange;
@@ -26,6 +25,7 @@ use crate::http::pool::{self, Kept, Pool};
 use crate::http::times::Times;
 use crate::names::Names;
 use crate::tls::{self, Tls};
+use crate::workers::Workers;
 
 /// Connections being made at once, each by a thread. A target that does not answer holds one for seconds: there are
 /// enough of them that many such targets do not hold up the others.

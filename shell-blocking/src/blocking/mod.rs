@@ -18,7 +18,6 @@ mod sockets;
 #[cfg(test)]
 mod tests;
 mod watch;
-mod workers;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::AsFd as _;
@@ -29,8 +28,8 @@ use std::time::{Duration, Instant};
 
 use consensus_core::event::Level;
 use consensus_core::io::{
-    Effect, EffectId, EffectResult, Fetch, FetchError, Finish, Input, LinkEnd, LinkId, LocalId,
-    LocalResponse, OpenStage, Output, Response,
+    Effect, EffectId, Fetch, FetchError, Finish, Input, LinkEnd, LinkId, LocalId, LocalResponse, OpenStage,
+    Output, Response,
 };
 use consensus_core::time::Deadline;
 use rustix::event::PollFlags;
@@ -42,14 +41,14 @@ use self::fetch::{Fetches, Means};
 use self::inbox::{Inbox, Said};
 use self::sockets::Sockets;
 use self::watch::{Name, Token, Watch};
-use self::workers::Workers;
 use crate::budget::Budget;
-use crate::effects::{BlockingWork, Work, perform_blocking};
+use crate::effects::{Performers, Work};
 use crate::http::server::SWITCHING_PROTOCOLS;
 use crate::names::Names;
 use crate::runtime_api::{Environment, Machine, Runtime};
 use crate::signals::Signals;
 use crate::system;
+use crate::workers::Workers;
 
 /// Attempts at a link at once: one that is wanted, and one that was given up and cannot be interrupted yet.
 const MAX_OPENING: usize = 4;
@@ -91,9 +90,7 @@ struct Shell {
     signals: Signals,
     api: Option<Api>,
     opening: Workers,
-    /// One thread for each, so that files are written in order and measurements do not disturb one another.
-    writing: Workers,
-    measuring: Workers,
+    performers: Performers,
     /// Links that a worker opens; each may be told to stop.
     unopened: BTreeMap<LinkId, Arc<AtomicBool>>,
     channels: BTreeMap<Name, Channel>,
@@ -139,8 +136,7 @@ impl Shell {
             signals,
             api,
             opening: Workers::new("open-link", MAX_OPENING),
-            writing: Workers::new("files", 1),
-            measuring: Workers::new("measure", 1),
+            performers: Performers::default(),
             unopened: BTreeMap::new(),
             channels: BTreeMap::new(),
             unread: Vec::new(),
@@ -475,27 +471,15 @@ impl Shell {
             Work::Fetch(request) => return self.fetches.begin(effect, request, &mut self.own),
             Work::Blocking(work) => work,
         };
-        let no_thread = "the system gives no thread".to_owned();
-        let (workers, failed) = match &work {
-            BlockingWork::Measure(_) => (&self.measuring, EffectResult::Measured(Err(no_thread))),
-            BlockingWork::Write { .. } | BlockingWork::Remove { .. } => {
-                (&self.writing, EffectResult::Written(Err(no_thread)))
-            }
-        };
         let cancelled = Arc::new(AtomicBool::new(false));
-        let (inbox, stop) = (Arc::clone(&self.inbox), Arc::clone(&cancelled));
-        let Environment { state_dir, log, .. } = self.environment.clone();
-        let job = move || {
-            let mut turns = |count| make_turns(&inbox, count);
-            let is_cancelled = || stop.load(Ordering::Relaxed);
-            let result = perform_blocking(work, &state_dir, &log, &mut turns, &is_cancelled);
-            inbox.say(Said::Done { effect, result });
-        };
-        match workers.submit(job) {
+        let (inbox, done) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
+        let turn = move |count| make_turns(&inbox, count);
+        let done = move |result| done.say(Said::Done { effect, result });
+        match self.performers.begin(work, &self.environment, Arc::clone(&cancelled), turn, done) {
             Ok(()) => {
                 self.effects.insert(effect, cancelled);
             }
-            Err(_) => self.own.push_back(Input::Done { effect, result: failed }),
+            Err(result) => self.own.push_back(Input::Done { effect, result }),
         }
     }
 

@@ -13,10 +13,10 @@ use rustix::event::PollFlags;
 use super::connect::{Limit, dial_tcp};
 use super::inbox::{Inbox, Said};
 use super::watch::{Token, Watch};
-use super::workers::Workers;
 use crate::dial::DialError;
 use crate::names::Names;
 use crate::socket::{MAX_LEAVING, Traffic};
+use crate::workers::Workers;
 
 /// Connections being opened at once, each by a thread. A target that does not answer holds one for seconds: there are
 /// enough of them that many such targets do not hold up the others.

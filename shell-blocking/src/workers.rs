@@ -1,6 +1,7 @@
 //! Threads for what blocks: made when needed, gone when idle, so that a node at rest is one thread.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -14,13 +15,14 @@ const STACK: usize = 256 * 1024;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A pool of workers for one kind of job. Jobs begin in the order in which they came.
-#[derive(Clone)]
-pub(super) struct Workers {
+#[derive(Clone, Debug)]
+pub struct Workers {
     shared: Arc<Shared>,
     name: &'static str,
     most: usize,
 }
 
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
     ready: Condvar,
@@ -33,19 +35,32 @@ struct State {
     idle: usize,
 }
 
-/// There is no thread to be had.
-#[derive(Debug)]
-pub(super) struct NoThread;
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("workers", &self.workers)
+            .field("idle", &self.idle)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The system gives no thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoThread;
 
 impl Workers {
     /// At most `most` threads of that name; a name of over 15 bytes is cut by the system.
-    pub(super) fn new(name: &'static str, most: usize) -> Self {
+    #[must_use]
+    pub fn new(name: &'static str, most: usize) -> Self {
         let shared = Shared { state: Mutex::new(State::default()), ready: Condvar::new() };
         Self { shared: Arc::new(shared), name, most }
     }
 
     /// Has a job done. More jobs than threads wait.
-    pub(super) fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), NoThread> {
+    ///
+    /// # Errors
+    /// There is no thread, and none to be had.
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), NoThread> {
         let mut state = self.shared.state();
         state.jobs.push_back(Box::new(job));
         if state.jobs.len() <= state.idle {
