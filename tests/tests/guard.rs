@@ -8,30 +8,28 @@ use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use consensus_core::crypto::pem;
 use consensus_core::crypto::pure::Pure;
-use consensus_core::crypto::{Crypto as _, Drbg, pem};
-use consensus_core::data_plane::dedupe;
-use consensus_core::data_plane::ticket::{self, Claims};
 use consensus_core::guard::Target;
-use consensus_core::peer::client::Connecting;
+use consensus_core::peer::client::{Answer, Request};
 use consensus_core::peer::orchestrator::Input;
-use consensus_core::time::Now;
+use consensus_core::peer::streams::StreamTarget;
 use consensus_core::tunnel::Mode;
-use consensus_core::wire::frame::{FrameBuf, FrameType};
+use consensus_core::wire::base64;
 use consensus_core::wire::message::{BodyEncoding, ProxyRequest, StreamData, StreamOpen};
-use consensus_core::wire::{base64, hex};
 use consensus_testbed::background::Background;
 use consensus_testbed::binaries::{self, Shell};
 use consensus_testbed::client;
 use consensus_testbed::conn::Conn;
+use consensus_testbed::data_plane::{Carrier, Connection};
 use consensus_testbed::dns::Dns;
 use consensus_testbed::namespace::RESOLVER;
 use consensus_testbed::network::{NODE_ID, Network};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::Record;
-use consensus_testbed::process::{Home, NodeProcess};
+use consensus_testbed::process::NodeProcess;
 use consensus_testbed::tls;
 use serde_json::{Value, json};
 use smol::io::AsyncWriteExt as _;
@@ -43,9 +41,6 @@ use cases::{ALLOWED, BLOCKED};
 
 /// Longer than anything takes on a healthy machine, however busy.
 const LONG: Duration = Duration::from_secs(60);
-
-/// The seed of the network's signing key.
-const SERVER_SEED: [u8; 32] = [5; 32];
 
 /// What is said of a target that is refused without being looked up.
 const REFUSALS: [&str; 3] = [
@@ -106,6 +101,7 @@ struct World {
     arrivals: Arrivals,
     _servers: Vec<Background>,
     node: NodeProcess,
+    node_key: [u8; 32],
     numbers: AtomicU64,
 }
 
@@ -121,12 +117,10 @@ impl World {
             };
             servers.push(listen(port, serve));
         }
-        // Where the key is known, tickets can be issued.
-        let state = Home::new().unwrap();
-        let file = state.root().join("server.json");
-        fs::write(&file, json!({ "seed": hex::encode(&SERVER_SEED), "nodes": {} }).to_string()).unwrap();
-        let network = Network::with(Options { state: Some(file), ..Options::default() }).unwrap();
+        let network = Network::with(Options::default()).unwrap();
         network.register_node().unwrap();
+        let node_key = fs::read_to_string(network.home.state_dir().join("keys/node.pub")).unwrap();
+        let node_key = pem::decode_public(&node_key).unwrap();
         let (pem, acceptor) = tls::authority(&[String::from("named.test")]).unwrap();
         let ca = network.home.root().join("public-ca.pem");
         fs::write(&ca, pem).unwrap();
@@ -148,7 +142,7 @@ impl World {
             matches!(record, Record::Ready { mode: Mode::Control, .. }).then_some(())
         });
         let numbers = AtomicU64::new(0);
-        let world = Self { network, dns, arrivals, _servers: servers, node, numbers };
+        let world = Self { network, dns, arrivals, _servers: servers, node, node_key, numbers };
         assert!(ready.is_some(), "no session; the node said:\n{}", world.said());
         world
     }
@@ -192,44 +186,24 @@ impl World {
 
     /// A ticket of the network for a GET of this URL.
     fn ticket(&self, url: &str) -> String {
-        let now = unix_now().as_secs();
-        let claims = Claims {
-            iss: ticket::ISSUER.to_owned(),
-            aud: NODE_ID.to_owned(),
-            // A URL that is none has no key; a ticket for it is a ticket all the same.
-            sub: dedupe::key(&Pure, url, "GET", [], None).unwrap_or_else(|| String::from("none")),
-            scope: ticket::SCOPE.to_owned(),
-            iat: now,
-            exp: now + 60,
-            jti: self.name(),
-        };
-        ticket::issue(&Pure, &Pure.signing_key(&SERVER_SEED), "k", &claims)
+        // A URL that is none has no key; a ticket for it is a ticket all the same.
+        let key = get(url).dedupe_key(&Pure).unwrap_or_else(|| String::from("none"));
+        let orchestrator = &self.network.orchestrator;
+        orchestrator.ticket(&orchestrator.claims(NODE_ID, key))
     }
 
-    /// What a client of the data plane is answered, over a stream of the tunnel.
-    fn data_plane(&self, url: &str, ticket: &str) -> Value {
-        let stream_id = self.name();
-        let datum = |bytes: &[u8]| {
-            let data =
-                StreamData { stream_id: stream_id.clone(), data: base64::encode(bytes), encoding: None };
-            let answer = self.ask(Input::Send(data.encode(0)), |message| {
-                message["type"] == "stream_data" && message["stream_id"] == *stream_id
-            });
-            answer["data"].as_str().and_then(base64::decode).unwrap()
-        };
-        let now = Now { monotonic: Duration::ZERO, unix: unix_now() };
-        let open =
-            StreamOpen { stream_id: stream_id.clone(), target: json!({ "kind": "data-plane" }).to_string() };
-        assert!(self.network.orchestrator.tell(NODE_ID, Input::Send(open.encode(0))));
-        let mut rng = Drbg::new([1; 32]);
-        let (connecting, init) = Connecting::start(Pure, NODE_ID, &mut rng, now);
-        let key = fs::read_to_string(self.network.home.state_dir().join("keys/node.pub")).unwrap();
-        let key = pem::decode_public(&key).unwrap();
-        let mut session = connecting.finish(&datum(&init), &key, rng.fork(), now).unwrap();
-        let request = json!({ "type": "proxy_request", "token": ticket, "target_url": url });
-        let request = FrameBuf::from_plaintext(request.to_string().as_bytes());
-        let mut answer = datum(&session.seal(FrameType::Data, request));
-        serde_json::from_slice(session.open(&mut answer).unwrap().1).unwrap()
+    /// What a client of the data plane is answered: a status, or the code of an error.
+    fn data_plane(&self, url: &str, ticket: &str) -> Result<u16, String> {
+        let stream = self.network.orchestrator.open(NODE_ID, StreamTarget::DataPlane).unwrap();
+        let exchange = smol::block_on(async {
+            let carrier = Carrier::Stream(stream);
+            let connection = Connection::open(Pure, carrier, NODE_ID, &self.node_key).await.unwrap();
+            connection.request(ticket, &get(url)).await.unwrap()
+        });
+        match exchange.answer {
+            Answer::Response { status, .. } => Ok(status),
+            Answer::Error { code, .. } => Err(code),
+        }
     }
 
     fn name(&self) -> String {
@@ -253,8 +227,8 @@ impl World {
     }
 }
 
-fn unix_now() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
+fn get(url: &str) -> Request {
+    Request { target_url: url.to_owned(), ..Request::default() }
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -589,19 +563,17 @@ fn data_plane_requests_are_guarded_and_a_refusal_spends_no_ticket(shell: Shell) 
         .map(|host| format!("http://{host}/"))
         .chain([String::from("http://private.test/"), String::from("http://localhost/")]);
     for url in urls {
-        let answer = world.data_plane(&url, &world.ticket(&url));
-        assert_eq!(answer["type"], "error", "{url:?}");
-        let code = answer["code"].as_str().unwrap();
-        assert!(code == "upstream_error" || code == "bad_request", "{url:?}: {answer}");
+        let code = world.data_plane(&url, &world.ticket(&url)).unwrap_err();
+        assert!(code == "upstream_error" || code == "bad_request", "{url:?}: {code}");
     }
     let ticket = world.ticket("http://127.0.0.1/");
     for _ in 0..2 {
-        assert_eq!(world.data_plane("http://127.0.0.1/", &ticket)["code"], "upstream_error");
+        assert_eq!(world.data_plane("http://127.0.0.1/", &ticket).unwrap_err(), "upstream_error");
     }
     assert_eq!(connections_tried().unwrap(), before, "{:?}", world.arrived());
     let ticket = world.ticket("http://public.test/");
-    assert_eq!(world.data_plane("http://public.test/", &ticket)["status"], 200);
-    assert_eq!(world.data_plane("http://public.test/", &ticket)["code"], "unauthorized");
+    assert_eq!(world.data_plane("http://public.test/", &ticket), Ok(200));
+    assert_eq!(world.data_plane("http://public.test/", &ticket).unwrap_err(), "unauthorized");
     assert_eq!(world.arrived().len(), 1);
     world.assert_only_this_arrives();
 }
