@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
@@ -33,6 +33,13 @@ const HIGH_UNSENT: usize = 1024 * 1024;
 /// Bytes that a slow target has not taken. The tunnel has no way to slow one visitor down, and must not be held up by
 /// one target, so over it the visitor is reset.
 const MAX_QUEUED: usize = 128 * 1024 * 1024;
+
+/// A target that has not taken so much is behind. While many are, it is not for one of them that the tunnel would be
+/// held up, and it is.
+const BEHIND: usize = 1024 * 1024;
+
+/// As many may be behind.
+const MANY: usize = 32;
 
 /// Messages in a row that are taken of the node before targets get their turn.
 const IN_A_ROW: usize = 32;
@@ -157,7 +164,14 @@ impl Owner {
         let writing = write_all(sender, outgoing, sink.unsent.clone());
         let pinging = ping(&sink, &heard);
         let executor = Executor::new();
-        let mut visitors = Visitors { executor: &executor, sink: &sink, target, open: BTreeMap::new() };
+        let behind = Backlog::new(MANY);
+        let mut visitors = Visitors {
+            executor: &executor,
+            sink: &sink,
+            behind: behind.clone(),
+            target,
+            open: BTreeMap::new(),
+        };
         let reading = async {
             let mut in_a_row = 0;
             loop {
@@ -167,6 +181,7 @@ impl Owner {
                     in_a_row = 0;
                     future::yield_now().await;
                 }
+                behind.room().await;
                 let message = match receiver.next().await {
                     Some(Ok(message)) => message,
                     Some(Err(error)) => return Err(io::Error::other(error)),
@@ -233,13 +248,43 @@ async fn ping(sink: &Sink, heard: &Mutex<Instant>) -> io::Result<String> {
 /// One visitor, as the reader of the tunnel sees it. Dropping it closes the connection to the target.
 struct Visitor {
     to_target: Sender<Bytes>,
-    queued: Arc<Backlog>,
+    queued: Queued,
     _task: Task<()>,
+}
+
+/// What waits for one target.
+#[derive(Clone)]
+struct Queued {
+    bytes: Backlog,
+    /// How many targets are behind.
+    behind: Backlog,
+}
+
+impl Queued {
+    fn add(&self, bytes: usize) {
+        if self.bytes.add(bytes) {
+            self.behind.add(1);
+        }
+    }
+
+    fn remove(&self, bytes: usize) {
+        if self.bytes.remove(bytes) {
+            self.behind.remove(1);
+        }
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        // Nothing waits for it any more.
+        self.queued.remove(usize::MAX);
+    }
 }
 
 struct Visitors<'a> {
     executor: &'a Executor<'static>,
     sink: &'a Sink,
+    behind: Backlog,
     target: Target,
     open: BTreeMap<u32, Visitor>,
 }
@@ -265,15 +310,15 @@ impl Visitors<'_> {
 
     fn open(&mut self, stream: u32) {
         let (to_target, incoming) = channel::unbounded();
-        let queued = Arc::new(Backlog::new(MAX_QUEUED));
-        let work = visit(self.target.clone(), stream, self.sink.clone(), incoming, Arc::clone(&queued));
+        let queued = Queued { bytes: Backlog::new(BEHIND), behind: self.behind.clone() };
+        let work = visit(self.target.clone(), stream, self.sink.clone(), incoming, queued.clone());
         let visitor = Visitor { to_target, queued, _task: self.executor.spawn(work) };
         self.open.insert(stream, visitor);
     }
 
     fn data(&mut self, stream: u32, payload: Bytes) {
         let Some(visitor) = self.open.get(&stream) else { return };
-        if visitor.queued.bytes().saturating_add(payload.len()) > MAX_QUEUED {
+        if visitor.queued.bytes.bytes().saturating_add(payload.len()) > MAX_QUEUED {
             self.open.remove(&stream);
             return self.sink.send(MuxKind::Reset, stream, &[]);
         }
@@ -286,12 +331,13 @@ impl Visitors<'_> {
 }
 
 /// Passes bytes between a visitor and its target, until either goes.
-async fn visit(target: Target, stream: u32, sink: Sink, incoming: Receiver<Bytes>, queued: Arc<Backlog>) {
+async fn visit(target: Target, stream: u32, sink: Sink, incoming: Receiver<Bytes>, queued: Queued) {
     let kind = match dial::tcp(&target.host, target.port).await {
         Ok(connection) => pump(connection, stream, &sink, &incoming, &queued).await,
         Err(_) => MuxKind::Reset,
     };
     incoming.close();
+    queued.remove(usize::MAX);
     sink.send(kind, stream, &[]);
 }
 
@@ -300,7 +346,7 @@ async fn pump(
     stream: u32,
     sink: &Sink,
     incoming: &Receiver<Bytes>,
-    queued: &Backlog,
+    queued: &Queued,
 ) -> MuxKind {
     let (mut reading, mut writing) = (&connection, &connection);
     let from_target = async {

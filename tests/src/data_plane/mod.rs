@@ -3,7 +3,6 @@
 pub mod command;
 
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::time::{Duration, SystemTime};
 

@@ -7,7 +7,7 @@ use consensus_core::peer::streams::StreamTarget;
 use smol::channel::{self, Receiver, Sender};
 
 use super::Shared;
-use super::tunnel::Command;
+use super::tunnel::{Command, HIGH_UNSENT};
 use crate::backlog::Backlog;
 
 /// What may wait for somebody who reads slowly; the tunnel is not held up for one of many, so over it the stream ends.
@@ -36,6 +36,7 @@ pub enum FromNode {
 pub struct Stream {
     id: String,
     commands: Sender<Command>,
+    /// Bytes that the node has not taken, of this stream or of all that share its turn.
     unsent: Backlog,
     incoming: Receiver<FromNode>,
     queued: Backlog,
@@ -52,7 +53,8 @@ impl Stream {
     /// Sends bytes.
     pub fn send(&self, data: Vec<u8>) {
         self.unsent.add(data.len());
-        let command = Command::SendStream { stream_id: self.id.clone(), data };
+        let unsent = self.unsent.clone();
+        let command = Command::SendStream { stream_id: self.id.clone(), data, unsent };
         // Fails only when the session has ended, and then `next` says so.
         let _ = self.commands.try_send(command);
     }
@@ -148,10 +150,15 @@ impl Shared {
         };
         let (to, incoming) = channel::unbounded();
         let queued = Backlog::new(HIGH_QUEUED);
+        // An owner speaks for all its visitors, so it has its turn beside everybody else's and not among them.
+        let unsent = match target {
+            StreamTarget::TunnelOwner { .. } => Backlog::new(HIGH_UNSENT),
+            _ => attached.unsent.clone(),
+        };
         let reader = Reader { to, queued: queued.clone(), failed: false };
         let commands = attached.commands.clone();
         commands.try_send(Command::OpenStream { stream_id: id.clone(), target, reader }).ok()?;
-        Some(Stream { id, commands, unsent: attached.unsent.clone(), incoming, queued, leaving })
+        Some(Stream { id, commands, unsent, incoming, queued, leaving })
     }
 }
 

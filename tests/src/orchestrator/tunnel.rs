@@ -40,7 +40,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const RECORDED_TEXT: usize = 2000;
 
 /// Above this, nobody who sends through a session is read any more.
-const HIGH_UNSENT: usize = 1024 * 1024;
+pub(super) const HIGH_UNSENT: usize = 1024 * 1024;
 
 /// Messages in a row that are taken of a node that has always one more, before others get their turn.
 const IN_A_ROW: usize = 32;
@@ -53,13 +53,14 @@ pub(super) enum Command {
     Proxy(ProxyRequest, Sender<Fetched>),
     /// A stream, and who gets what comes of it.
     OpenStream { stream_id: String, target: StreamTarget, reader: Reader },
-    /// Bytes of a stream; they were added to the session's backlog.
-    SendStream { stream_id: String, data: Vec<u8> },
+    /// Bytes of a stream; they were added to that backlog, and leave it when they are written.
+    SendStream { stream_id: String, data: Vec<u8>, unsent: Backlog },
 }
 
 /// What goes out, in order.
 enum Out {
-    Frame(Vec<u8>),
+    /// A frame, and what waits in which backlog until it is written.
+    Frame(Vec<u8>, Backlog, usize),
     Text(String),
     /// Bytes below the WebSocket layer.
     Raw(Vec<u8>),
@@ -84,18 +85,17 @@ pub(super) async fn serve(shared: &Arc<Shared>, conn: Conn, number: u64) {
     let Ok(socket) = accept_async_with_config(conn.clone(), Some(config)).await else { return };
     let (sender, receiver) = socket.split();
     let (out, outgoing) = channel::unbounded();
-    let unsent = Backlog::new(HIGH_UNSENT);
     let mut link = Link {
         shared: Arc::clone(shared),
         conn: conn.clone(),
         number,
         receiver,
         out,
-        unsent: unsent.clone(),
+        unsent: Backlog::new(HIGH_UNSENT),
         bad,
         taken: 0,
     };
-    let writer = write_all(sender, conn, outgoing, unsent);
+    let writer = write_all(sender, conn, outgoing);
     let (code, reason) = future::or(link.run(), async {
         writer.await;
         // The writer ends only when writing fails; the reader learns the same, with a better reason.
@@ -113,18 +113,12 @@ async fn hang(conn: Conn) {
     future::pending::<()>().await;
 }
 
-async fn write_all(
-    mut sender: WebSocketSender<Conn>,
-    mut conn: Conn,
-    outgoing: Receiver<Out>,
-    unsent: Backlog,
-) {
+async fn write_all(mut sender: WebSocketSender<Conn>, mut conn: Conn, outgoing: Receiver<Out>) {
     while let Ok(out) = outgoing.recv().await {
         let written = match out {
-            Out::Frame(data) => {
-                let length = data.len();
+            Out::Frame(data, unsent, bytes) => {
                 let written = sender.send(WsMessage::binary(data)).await.is_ok();
-                unsent.remove(length);
+                unsent.remove(bytes);
                 written
             }
             Out::Text(text) => sender.send(WsMessage::text(text)).await.is_ok(),
@@ -183,11 +177,11 @@ impl Link {
             Ok(accepted) => accepted,
             Err((reject, now)) => {
                 self.record(Record::Rejected { connection: self.number, code: reject.code().to_owned() });
-                self.send(Out::Frame(reject.message(now)));
+                self.send_frame(reject.message(now));
                 return self.close(1008, reject.code()).await;
             }
         };
-        self.send(Out::Frame(accepted.message.clone()));
+        self.send_frame(accepted.message.clone());
         if self.bad == Some(Bad::NoReady) {
             return self.ignore().await;
         }
@@ -233,6 +227,8 @@ impl Link {
         let mut readers = Readers::default();
         let (mut timer, mut armed) = (smol::Timer::never(), None);
         let mut in_a_row = 0;
+        // Whose bytes the next frame carries.
+        let mut turn = None;
         loop {
             // What there is to do, then until when.
             let deadline = loop {
@@ -240,9 +236,12 @@ impl Link {
                     Output::Wait(deadline) => break deadline,
                     Output::Send(frame) => {
                         if self.bad == Some(Bad::Replay) {
-                            self.send(Out::Frame(frame.clone()));
+                            self.send_frame(frame.clone());
                         }
-                        self.send(Out::Frame(frame));
+                        match turn.take() {
+                            Some((unsent, bytes)) => self.send(Out::Frame(frame, unsent, bytes)),
+                            None => self.send_frame(frame),
+                        }
                     }
                     Output::Close { code, reason } => return self.close(code, &reason).await,
                     Output::Event(Event::Proxied { id, outcome }) => {
@@ -270,6 +269,10 @@ impl Link {
                     }
                 }
             };
+            // Of a stream that has ended meanwhile there is no frame.
+            if let Some((unsent, bytes)) = turn.take() {
+                unsent.remove(bytes);
+            }
             if armed != deadline {
                 armed = deadline;
                 timer = deadline.map_or_else(smol::Timer::never, |deadline| {
@@ -298,8 +301,8 @@ impl Link {
                     readers.add(stream_id.clone(), reader);
                     Input::OpenStream { stream_id, target }
                 }
-                Happening::Command(Some(Command::SendStream { stream_id, data })) => {
-                    self.unsent.remove(data.len());
+                Happening::Command(Some(Command::SendStream { stream_id, data, unsent })) => {
+                    turn = Some((unsent, data.len()));
                     Input::SendStream { stream_id, data }
                 }
                 Happening::Incoming(Incoming::Ended(ended)) => return ended,
@@ -399,7 +402,7 @@ impl Link {
                     frames.push(frame);
                 }
                 for frame in frames.into_iter().rev() {
-                    self.send(Out::Frame(frame));
+                    self.send_frame(frame);
                 }
                 None
             }
@@ -436,7 +439,7 @@ impl Link {
             header(1, 0x10, 65),
             header(1, 0x10, u32::MAX),
         ] {
-            self.send(Out::Frame(message));
+            self.send_frame(message);
         }
         self.send(Out::Text(String::from("this is not base64")));
         self.send(Out::Text(String::from("AAECAwQFBgc=")));
@@ -491,10 +494,13 @@ impl Link {
         ended.await.unwrap_or_else(|| (None, format!("closed with {code}, unanswered")))
     }
 
+    fn send_frame(&self, frame: Vec<u8>) {
+        let bytes = frame.len();
+        self.unsent.add(bytes);
+        self.send(Out::Frame(frame, self.unsent.clone(), bytes));
+    }
+
     fn send(&self, out: Out) {
-        if let Out::Frame(data) = &out {
-            self.unsent.add(data.len());
-        }
         // Fails only when writing has failed, and then reading does as well.
         let _ = self.out.try_send(out);
     }
