@@ -135,7 +135,9 @@ subcommand! {
     "Let the network measure this machine. Needs no registration; on a pass, the authorisation to register is saved. \
      Ends with code 4 when the machine is not admitted, and says which of the thresholds it knows were missed.",
     example: "{command_name} --server https://server.example",
-    [network tunnel common] {}
+    [network tunnel common] {
+        (allow_private_targets "let the server have private addresses fetched: for a lab only")
+    }
 }
 
 subcommand! {
