@@ -68,7 +68,7 @@ fn an_evaluation_earns_an_authorisation_that_the_server_takes() {
     let offer = offer.unwrap();
     assert_eq!(auth.join_id, offer.join_id);
     assert_eq!(offer.verify(&Pure, &key, &auth.signature, world.node_now()), Ok(()));
-    assert_eq!(world.count(|event| matches!(event, Event::EvalFinished { ok: true, .. })), 9);
+    assert_eq!(world.count(|event| matches!(event, Event::EvalFinished { ok: true, .. })), 12);
 }
 
 #[test]
