@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use argh::FromArgs;
+use consensus_testbed::admission::{self, Admission};
 use consensus_testbed::demo::{self, Demo};
 use consensus_testbed::footprint::{self, Footprint};
 use consensus_testbed::load::{self, Load};
@@ -24,6 +25,7 @@ enum Command {
     Demo(Demo),
     Footprint(Footprint),
     Load(Load),
+    Admission(Admission),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo::run(&demo),
         Command::Footprint(footprint) => footprint::run(&footprint),
         Command::Load(load) => load::run(&load),
+        Command::Admission(admission) => admission::run(&admission),
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
