@@ -36,6 +36,14 @@ pub fn post(url: &str, body: &Value, ca: Option<&Path>) -> io::Result<Answer> {
     send(Method::Post, url, Some(body), &[], ca)
 }
 
+/// [`post`], for those who do more than one thing at once.
+///
+/// # Errors
+/// No answer, for whatever reason.
+pub async fn post_async(url: Url, body: &Value, ca: Option<&Path>) -> io::Result<Answer> {
+    in_time(exchange(request(Method::Post, &url, Some(body), &[]), &url, ca)).await
+}
+
 /// Any request.
 ///
 /// # Errors
@@ -48,6 +56,10 @@ pub fn send(
     ca: Option<&Path>,
 ) -> io::Result<Answer> {
     let url: Url = url.parse().map_err(io::Error::other)?;
+    smol::block_on(in_time(exchange(request(method, &url, body, headers), &url, ca)))
+}
+
+fn request(method: Method, url: &Url, body: Option<&Value>, headers: &[(&str, &str)]) -> Request {
     let mut request = Request::new(method, url.clone());
     request.insert_header("connection", "close");
     for (name, value) in headers {
@@ -57,10 +69,15 @@ pub fn send(
         request.insert_header("content-type", "application/json");
         request.set_body(body.to_string());
     }
-    smol::block_on(future::or(exchange(request, &url, ca), async {
+    request
+}
+
+async fn in_time(exchange: impl Future<Output = io::Result<Answer>>) -> io::Result<Answer> {
+    future::or(exchange, async {
         smol::Timer::after(TIMEOUT).await;
         Err(io::ErrorKind::TimedOut.into())
-    }))
+    })
+    .await
 }
 
 async fn exchange(request: Request, url: &Url, ca: Option<&Path>) -> io::Result<Answer> {

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use futures_rustls::server::TlsStream;
+use futures_rustls::TlsStream;
 use smol::Async;
 use smol::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
@@ -44,8 +44,8 @@ impl Conn {
 
     /// A connection whose TLS handshake is done.
     #[must_use]
-    pub fn tls(stream: TlsStream<Async<TcpStream>>) -> Self {
-        Self::new(Transport::Tls(Box::new(stream)))
+    pub fn tls(stream: impl Into<TlsStream<Async<TcpStream>>>) -> Self {
+        Self::new(Transport::Tls(Box::new(stream.into())))
     }
 
     fn new(transport: Transport) -> Self {
@@ -88,6 +88,12 @@ impl Conn {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "request head too long"));
             }
         }
+    }
+
+    /// Takes what was read and given back: from then on it is the caller's.
+    #[must_use]
+    pub fn take_back(&self) -> Vec<u8> {
+        self.with(|inner| std::mem::take(&mut inner.prefix))
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {

@@ -7,11 +7,15 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
+use consensus_core::crypto::pure::Pure;
+use consensus_core::peer::client::{Answer, Request};
 use consensus_core::tunnel::Mode;
 use serde_json::{Value, json};
 
 use crate::binaries::{self, Shell};
 use crate::client;
+use crate::data_plane::{self, Carrier, Connection, Ticket};
+use crate::dial::Server;
 use crate::network::{Network, PAYOUT_OPTIONS};
 use crate::options::Options;
 use crate::orchestrator::Record;
@@ -138,6 +142,12 @@ impl Course {
             "A client asks the network, the network asks the node through the tunnel, the node fetches.",
             Self::proxy,
         ) && self.step("post through it", "The same with a body, which comes back as it was sent.", Self::echo)
+            && self.step(
+                "data plane",
+                "A client gets a ticket and makes a request that nobody between can read: the node proves who it is, \
+                 the ticket pays once.",
+                Self::data_plane,
+            )
             && self.step(
                 "verify",
                 "The node signs what it runs; the server checks it.",
@@ -318,6 +328,35 @@ impl Course {
             return Err(format!("sent {sent:?}, got {:?}", String::from_utf8_lossy(&body)));
         }
         Ok(format!("{} bytes, as they were sent", body.len()))
+    }
+
+    fn data_plane(&mut self) -> Result<String, Failure> {
+        let orchestrator = &self.network.orchestrator;
+        let server =
+            Server::new(&orchestrator.url(), orchestrator.ca_file()).map_err(failed("the network"))?;
+        let target_url = self.network.upstream.url(&format!("/b/{FETCHED}"));
+        println!("   POST /tickets {{\"node_id\":\"{}\",\"target_url\":\"{target_url}\"}}", self.node_id);
+        let request = Request { target_url, ..Request::default() };
+        let (exchange, again) = smol::block_on(async {
+            let ticket = Ticket::mint(&server, Some(&self.node_id), &request).await?;
+            println!("   {}", ticket.connect_url);
+            let once = || async {
+                let carrier = Carrier::gateway(&server, &ticket.node_id).await?;
+                let connection = Connection::open(Pure, carrier, &ticket.node_id, &ticket.node_key).await?;
+                connection.request(&ticket.token, &request).await
+            };
+            Ok::<_, data_plane::Failure>((once().await?, once().await?))
+        })
+        .map_err(|failure| failure.to_string())?;
+        match exchange.answer {
+            Answer::Response { status: 200, body, .. } if body == upstream::bytes(FETCHED) => {}
+            other => return Err(format!("not what was asked for: {other:?}")),
+        }
+        match again.answer {
+            Answer::Error { code, .. } if code == "unauthorized" => {}
+            other => return Err(format!("the ticket paid twice: {other:?}")),
+        }
+        Ok(format!("{FETCHED} bytes, every one right; the ticket paid once"))
     }
 
     fn verify(&mut self) -> Result<String, Failure> {

@@ -6,10 +6,13 @@
 
 pub mod admission;
 pub mod background;
+pub mod backlog;
 pub mod binaries;
 pub mod client;
 pub mod conn;
+pub mod data_plane;
 pub mod demo;
+pub mod dial;
 pub mod dns;
 pub mod footprint;
 pub mod load;
@@ -19,4 +22,5 @@ pub mod options;
 pub mod orchestrator;
 pub mod process;
 pub mod tls;
+pub mod tunnel;
 pub mod upstream;

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 use consensus_testbed::admission::{self, Admission};
+use consensus_testbed::data_plane::command::{self as request, RequestCommand};
 use consensus_testbed::demo::{self, Demo};
 use consensus_testbed::footprint::{self, Footprint};
 use consensus_testbed::load::{self, Load};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::{Journal, Orchestrator};
+use consensus_testbed::tunnel::{self, TunnelCommand};
 
 /// A complete local Consensus network.
 #[derive(FromArgs)]
@@ -26,6 +28,8 @@ enum Command {
     Footprint(Footprint),
     Load(Load),
     Admission(Admission),
+    Request(RequestCommand),
+    Tunnel(TunnelCommand),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +40,8 @@ fn main() -> ExitCode {
         Command::Footprint(footprint) => footprint::run(&footprint),
         Command::Load(load) => load::run(&load),
         Command::Admission(admission) => admission::run(&admission),
+        Command::Request(command) => return request::run(&command).into(),
+        Command::Tunnel(command) => tunnel::run(&command),
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

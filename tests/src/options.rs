@@ -45,6 +45,10 @@ pub struct Options {
     #[argh(switch)]
     pub require_payment: bool,
 
+    /// tell nothing of messages and requests: for measurements
+    #[argh(switch)]
+    pub quiet: bool,
+
     /// never admit a node, whatever it measures
     #[argh(switch)]
     pub refuse_eval: bool,
@@ -100,6 +104,7 @@ impl Default for Options {
             admin_key: String::from("admin"),
             no_dev_code: false,
             require_payment: false,
+            quiet: false,
             refuse_eval: false,
             min_memory_mb: 512,
             max_event_loop_p99_ms: 50.0,

@@ -4,7 +4,11 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use consensus_testbed::network::Network;
+use consensus_core::crypto::pure::Pure;
+use consensus_core::data_plane::ticket;
+use consensus_core::peer::client::Request;
+use consensus_core::wire::base64;
+use consensus_testbed::network::{NODE_ID, Network};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::{Journal, Orchestrator, Record};
 use consensus_testbed::process::Home;
@@ -51,6 +55,76 @@ fn what_is_not_known_is_said_so() {
     let keys = network.get("/orchestrator/pubkey").unwrap();
     assert_eq!(keys.body["keys"][0], network.orchestrator.public_key_jwk());
     assert_eq!(network.post("/node/join", &json!({})).unwrap().status, 400);
+}
+
+#[test]
+fn a_ticket_is_for_one_request_at_one_node() {
+    let network = Network::start(false).unwrap();
+    let mint = |body| network.post("/tickets", &body).unwrap();
+    let refused = |body| {
+        let answer = mint(body);
+        (answer.status, answer.body["error"].as_str().unwrap().to_owned())
+    };
+    let url = "http://a.example/?b=2&a=1";
+    assert_eq!(refused(json!({ "target_url": url })), (503, "no_node".into()));
+    assert_eq!(refused(json!({ "target_url": url, "node_id": "nobody" })), (404, "node_not_found".into()));
+    assert_eq!(refused(json!({ "target_url": "a", "node_id": "n1" })), (400, "invalid_request".into()));
+    assert_eq!(refused(json!({ "node_id": "n1" })), (400, "invalid_request".into()));
+    let not_base64 = json!({ "target_url": url, "node_id": "n1", "body": "?", "body_encoding": "base64" });
+    assert_eq!(refused(not_base64), (400, "invalid_request".into()));
+
+    network.register_node().unwrap();
+    let body = json!({ "target_url": url, "node_id": NODE_ID, "method": "put", "body": "hi" });
+    let answer = mint(body);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let published = network.get("/orchestrator/pubkey").unwrap().body["keys"][0].clone();
+    let key = base64::decode_array(published["x"].as_str().unwrap()).unwrap();
+    let expires_at = answer.body["expires_at"].as_u64().unwrap();
+    let token = answer.body["token"].as_str().unwrap();
+    let claims = ticket::verify(&Pure, token, &key, NODE_ID, expires_at).unwrap();
+    let request = Request {
+        target_url: String::from("http://a.example/?a=1&b=2"),
+        method: Some(String::from("PUT")),
+        body: Some(b"hi".to_vec()),
+        ..Request::default()
+    };
+    assert_eq!(Some(claims.sub), request.dedupe_key(&Pure));
+    let again = mint(json!({ "target_url": url, "node_id": NODE_ID }));
+    assert_ne!(again.body["token"], answer.body["token"]);
+}
+
+#[test]
+fn a_door_that_leads_nowhere_says_so() {
+    let network = Network::start(false).unwrap();
+    for (target, host, expected) in [
+        ("/connect", "nobody.node.localhost", "502 Bad Gateway"),
+        ("/connect", "localhost", "404 Not Found"),
+        ("/ws", "localhost", "502 Bad Gateway"),
+        ("/raw?node=nobody&host=h&port=1", "localhost", "502 Bad Gateway"),
+        ("/tunnel", "localhost", "502 Bad Gateway"),
+        ("/", "nobody.tunnel.localhost", "404 Not Found"),
+    ] {
+        let mut stream = TcpStream::connect(network.orchestrator.address()).unwrap();
+        let head = format!(
+            "GET {target} HTTP/1.1\r\nhost: {host}\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = [0; 32];
+        let count = stream.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..count]);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected}\r\n")), "{target} of {host}: {answer}");
+    }
+    assert_eq!(network.get("/config").unwrap().status, 200);
+}
+
+#[test]
+fn a_quiet_server_tells_nothing_of_requests() {
+    let network = Network::with(Options { quiet: true, ..Options::default() }).unwrap();
+    assert_eq!(network.get("/config").unwrap().status, 200);
+    assert_eq!(network.orchestrator.journal().mark(), 0);
+    let network = Network::start(false).unwrap();
+    assert_eq!(network.get("/config").unwrap().status, 200);
+    assert_eq!(network.orchestrator.journal().mark(), 1);
 }
 
 #[test]

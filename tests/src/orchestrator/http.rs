@@ -19,16 +19,16 @@ use smol::future;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::state::{EmailCheck, NodeRecord};
-use super::{Record, Shared};
+use super::{Record, Shared, tickets};
 use crate::conn::Conn;
 
 /// How long a verification code holds, in seconds.
 const CODE_LIFETIME: u64 = 600;
 
 /// An answer: status and JSON.
-type Reply = (u16, Value);
+pub(super) type Reply = (u16, Value);
 
-fn failure(status: u16, error: &str, message: &str) -> Reply {
+pub(super) fn failure(status: u16, error: &str, message: &str) -> Reply {
     (status, json!({ "success": false, "error": error, "message": message }))
 }
 
@@ -74,7 +74,9 @@ async fn answer(shared: &Arc<Shared>, mut request: Request) -> Response {
     } else {
         failure(400, "bad_request", "the body is not complete")
     };
-    shared.journal.add(Record::Http { method: method.to_string(), path, status });
+    if shared.journal.keeps_traffic() {
+        shared.journal.add(Record::Http { method: method.to_string(), path, status });
+    }
     let mut response = Response::new(StatusCode::try_from(status).unwrap_or(StatusCode::InternalServerError));
     response.set_body(value.to_string());
     if let Ok(value) = HeaderValue::from_bytes(b"application/json".to_vec()) {
@@ -97,6 +99,7 @@ async fn route(shared: &Arc<Shared>, method: Method, path: &str, body: &Value, a
         (Method::Post, ["node", "verify-integrity", node_id]) => verify_integrity(shared, node_id, body),
         (Method::Get, ["update", "latest"]) => latest(shared),
         (Method::Post, ["admin", "manifest"]) => set_manifest(shared, body, admin),
+        (Method::Post, ["tickets"]) => tickets::mint(shared, body),
         (Method::Post, ["node", "tunnel", "proxy", node_id]) => proxy(shared, node_id, body).await,
         (_, ["node", "tunnel"]) => failure(426, "upgrade_required", "this is a WebSocket"),
         _ => failure(404, "not_found", "no such path"),
@@ -105,8 +108,12 @@ async fn route(shared: &Arc<Shared>, method: Method, path: &str, body: &Value, a
 
 /// The server's signing key.
 pub(super) fn jwk(shared: &Shared) -> Value {
-    let key = shared.identity.public_key();
-    Jwk::of_key(*key, &hex::encode(&key[..8])).to_value()
+    Jwk::of_key(*shared.identity.public_key(), &kid(shared)).to_value()
+}
+
+/// The name of that key.
+pub(super) fn kid(shared: &Shared) -> String {
+    hex::encode(&shared.identity.public_key()[..8])
 }
 
 fn text<'a>(body: &'a Value, name: &str) -> Result<&'a str, Reply> {

@@ -1,8 +1,11 @@
 //! The local orchestrator: the network's own interface on one port, HTTP and WebSocket, in a thread of its own.
 
+mod gateway;
 mod http;
 mod record;
 mod state;
+mod stream;
+mod tickets;
 mod tunnel;
 
 use std::io;
@@ -15,15 +18,19 @@ use std::time::{Duration, Instant, SystemTime};
 use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::pure::Pure;
+use consensus_core::data_plane::ticket::Claims;
 use consensus_core::peer::orchestrator::{Input, Offer, ProxyFailure};
+use consensus_core::peer::streams::StreamTarget;
 use consensus_core::time::Now;
 use consensus_core::wire::message::{ProxyRequest, ProxyResponse};
 use futures_rustls::TlsAcceptor;
 use smol::{Async, channel, future};
 
+use self::gateway::Door;
 pub use self::record::{Journal, Record};
 pub use self::state::NodeRecord;
 use self::state::{Saved, State};
+pub use self::stream::{FromNode, Stream};
 use crate::background::Background;
 use crate::conn::Conn;
 use crate::options::{Bad, Options};
@@ -34,6 +41,7 @@ pub type Fetched = Result<ProxyResponse, ProxyFailure>;
 /// What all connections share.
 struct Shared {
     options: Options,
+    address: SocketAddr,
     seed: [u8; 32],
     identity: Identity<Pure>,
     state: Mutex<State>,
@@ -100,13 +108,12 @@ impl Shared {
 /// A running orchestrator. Dropping it ends it, and every connection with it, as a killed process would.
 pub struct Orchestrator {
     shared: Arc<Shared>,
-    address: SocketAddr,
     running: Option<Background>,
 }
 
 impl std::fmt::Debug for Orchestrator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Orchestrator").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Orchestrator").field("address", &self.shared.address).finish_non_exhaustive()
     }
 }
 
@@ -115,7 +122,10 @@ impl Orchestrator {
     ///
     /// # Errors
     /// The address cannot be listened at, the state file cannot be read, or there is no randomness.
-    pub fn start(options: Options, journal: Journal) -> io::Result<Self> {
+    pub fn start(options: Options, mut journal: Journal) -> io::Result<Self> {
+        if options.quiet {
+            journal.leave_traffic_out();
+        }
         let mut fresh = [0; 32];
         getrandom::fill(&mut fresh).map_err(io::Error::other)?;
         let mut rng = Drbg::new(fresh);
@@ -140,10 +150,11 @@ impl Orchestrator {
             bad: Mutex::new((options.bad.clone(), options.bad_connections)),
             connections: AtomicU64::new(0),
             tls,
+            address,
             options,
         });
         shared.save();
-        let mut orchestrator = Self { shared, address, running: None };
+        let mut orchestrator = Self { shared, running: None };
         orchestrator.serve(listener)?;
         Ok(orchestrator)
     }
@@ -151,7 +162,9 @@ impl Orchestrator {
     /// Cuts every connection without a word and stops listening: what nodes see of a server that is killed.
     pub fn go_down(&mut self) {
         self.running = None;
-        self.shared.state().attached.clear();
+        let mut state = self.shared.state();
+        state.attached.clear();
+        state.tunnels.clear();
     }
 
     /// Serves again at the same address, with what was known before.
@@ -160,7 +173,7 @@ impl Orchestrator {
     /// The address cannot be listened at.
     pub fn come_back(&mut self) -> io::Result<()> {
         self.go_down();
-        self.serve(TcpListener::bind(self.address)?)
+        self.serve(TcpListener::bind(self.address())?)
     }
 
     fn serve(&mut self, listener: TcpListener) -> io::Result<()> {
@@ -173,16 +186,16 @@ impl Orchestrator {
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.shared.address
     }
 
     /// What a node's `--server` needs. With TLS it has the name of the certificate.
     #[must_use]
     pub fn url(&self) -> String {
         if self.shared.tls.is_some() {
-            format!("https://localhost:{}", self.address.port())
+            format!("https://localhost:{}", self.address().port())
         } else {
-            format!("http://{}", self.address)
+            format!("http://{}", self.address())
         }
     }
 
@@ -254,6 +267,24 @@ impl Orchestrator {
         self.shared.fetch(node_id, request)
     }
 
+    /// Opens a stream on a node's control session; `None` when the node has none.
+    #[must_use]
+    pub fn open(&self, node_id: &str, target: StreamTarget) -> Option<Stream> {
+        self.shared.open_stream(Some(node_id), target, "client closed")
+    }
+
+    /// The claims of a ticket that is good for one request, which is named by its dedupe key.
+    #[must_use]
+    pub fn claims(&self, node_id: &str, dedupe_key: String) -> Claims {
+        self.shared.claims(node_id, dedupe_key)
+    }
+
+    /// A ticket of these claims, whatever they are, signed with the server's key.
+    #[must_use]
+    pub fn ticket(&self, claims: &Claims) -> String {
+        self.shared.issue(claims)
+    }
+
     /// Gives a node's control session an input; `false` when the node has none.
     pub fn tell(&self, node_id: &str, input: Input) -> bool {
         let state = self.shared.state();
@@ -281,6 +312,9 @@ async fn connection(shared: Arc<Shared>, stream: Async<TcpStream>) {
         if tunnel::is_upgrade(&head) {
             let number = shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
             return tunnel::serve(&shared, conn, number).await;
+        }
+        if let Some(door) = Door::of(&head) {
+            return gateway::serve(&shared, conn, door).await;
         }
         if !http::serve_one(&shared, conn.clone()).await {
             return;

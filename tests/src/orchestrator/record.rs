@@ -105,7 +105,7 @@ pub struct Journal {
     kept: Mutex<Kept>,
     changed: Condvar,
     print: bool,
-    leaves_messages_out: bool,
+    leaves_traffic_out: bool,
 }
 
 impl fmt::Debug for Journal {
@@ -121,15 +121,19 @@ impl Journal {
         Self { print, ..Self::default() }
     }
 
-    /// An empty journal that keeps no [`Record::Message`]: for measurements, which reading each message would be
-    /// most of.
+    /// An empty journal that keeps no [`Record::Message`] and no [`Record::Http`]: for measurements, which reading each
+    /// message would be most of.
     #[must_use]
     pub fn without_messages() -> Self {
-        Self { leaves_messages_out: true, ..Self::default() }
+        Self { leaves_traffic_out: true, ..Self::default() }
     }
 
-    pub(super) fn keeps_messages(&self) -> bool {
-        !self.leaves_messages_out
+    pub(super) fn leave_traffic_out(&mut self) {
+        self.leaves_traffic_out = true;
+    }
+
+    pub(super) fn keeps_traffic(&self) -> bool {
+        !self.leaves_traffic_out
     }
 
     pub(super) fn add(&self, record: Record) {

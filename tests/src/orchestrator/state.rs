@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use smol::channel::Sender;
 
 use super::tunnel::Command;
+use crate::backlog::Backlog;
 
 /// A registered node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +42,15 @@ pub(super) struct EmailCheck {
 pub(super) struct Attached {
     pub(super) connection: u64,
     pub(super) commands: Sender<Command>,
+    /// Bytes that the node has not taken.
+    pub(super) unsent: Backlog,
+}
+
+/// A public tunnel that has an owner.
+pub(super) struct PublicTunnel {
+    pub(super) node_id: String,
+    /// Bytes that the owner has not taken.
+    pub(super) queued: Backlog,
 }
 
 #[derive(Default)]
@@ -52,6 +62,7 @@ pub(super) struct State {
     pub(super) nodes: BTreeMap<String, NodeRecord>,
     pub(super) required: Option<Manifest>,
     pub(super) attached: BTreeMap<String, Attached>,
+    pub(super) tunnels: BTreeMap<String, PublicTunnel>,
 }
 
 /// What `--state FILE` keeps.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_tungstenite::tungstenite::protocol::CloseFrame;
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use async_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use async_tungstenite::tungstenite::{Error as WsError, Message as WsMessage};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, accept_async_with_config};
 use consensus_core::crypto::identity::Identity;
@@ -14,6 +14,7 @@ use consensus_core::crypto::pure::Pure;
 use consensus_core::limits::{HANDSHAKE_TIMEOUT, MAX_MESSAGE};
 use consensus_core::peer::handshake::{Accepted, Reject, accept};
 use consensus_core::peer::orchestrator::{Event, Input, Orchestrator as Machine, Output, Terms};
+use consensus_core::peer::streams::StreamTarget;
 use consensus_core::time::Now;
 use consensus_core::tunnel::Mode;
 use consensus_core::wire::frame::FrameBuf;
@@ -25,8 +26,11 @@ use smol::io::AsyncWriteExt as _;
 use smol::stream::StreamExt as _;
 
 use super::state::Attached;
+use super::stream::{Reader, Readers};
 use super::{Fetched, Record, Shared};
+use crate::backlog::Backlog;
 use crate::conn::Conn;
+use crate::dial;
 use crate::options::Bad;
 
 /// How long the node has to answer our close frame.
@@ -35,12 +39,22 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Strings in a recorded message are cut to this many characters, as the transcripts do.
 const RECORDED_TEXT: usize = 2000;
 
+/// Above this, nobody who sends through a session is read any more.
+const HIGH_UNSENT: usize = 1024 * 1024;
+
+/// Messages in a row that are taken of a node that has always one more, before others get their turn.
+const IN_A_ROW: usize = 32;
+
 /// What the rest of the orchestrator wants of a session.
 pub(super) enum Command {
     /// Anything the machine takes.
     Input(Input),
     /// A proxied request, and where its end is to be told.
     Proxy(ProxyRequest, Sender<Fetched>),
+    /// A stream, and who gets what comes of it.
+    OpenStream { stream_id: String, target: StreamTarget, reader: Reader },
+    /// Bytes of a stream; they were added to the session's backlog.
+    SendStream { stream_id: String, data: Vec<u8> },
 }
 
 /// What goes out, in order.
@@ -66,17 +80,22 @@ pub(super) async fn serve(shared: &Arc<Shared>, conn: Conn, number: u64) {
     if bad == Some(Bad::Stall) {
         return hang(conn).await;
     }
-    let config = WebSocketConfig::default()
-        .read_buffer_size(16 * 1024)
-        .write_buffer_size(0)
-        .max_message_size(Some(MAX_MESSAGE))
-        .max_frame_size(Some(MAX_MESSAGE));
+    let config = dial::websocket_config(MAX_MESSAGE);
     let Ok(socket) = accept_async_with_config(conn.clone(), Some(config)).await else { return };
     let (sender, receiver) = socket.split();
     let (out, outgoing) = channel::unbounded();
-    let mut link =
-        Link { shared: Arc::clone(shared), conn: conn.clone(), number, receiver, out, bad, taken: 0 };
-    let writer = write_all(sender, conn, outgoing);
+    let unsent = Backlog::new(HIGH_UNSENT);
+    let mut link = Link {
+        shared: Arc::clone(shared),
+        conn: conn.clone(),
+        number,
+        receiver,
+        out,
+        unsent: unsent.clone(),
+        bad,
+        taken: 0,
+    };
+    let writer = write_all(sender, conn, outgoing, unsent);
     let (code, reason) = future::or(link.run(), async {
         writer.await;
         // The writer ends only when writing fails; the reader learns the same, with a better reason.
@@ -94,10 +113,20 @@ async fn hang(conn: Conn) {
     future::pending::<()>().await;
 }
 
-async fn write_all(mut sender: WebSocketSender<Conn>, mut conn: Conn, outgoing: Receiver<Out>) {
+async fn write_all(
+    mut sender: WebSocketSender<Conn>,
+    mut conn: Conn,
+    outgoing: Receiver<Out>,
+    unsent: Backlog,
+) {
     while let Ok(out) = outgoing.recv().await {
         let written = match out {
-            Out::Frame(data) => sender.send(WsMessage::binary(data)).await.is_ok(),
+            Out::Frame(data) => {
+                let length = data.len();
+                let written = sender.send(WsMessage::binary(data)).await.is_ok();
+                unsent.remove(length);
+                written
+            }
             Out::Text(text) => sender.send(WsMessage::text(text)).await.is_ok(),
             Out::Raw(data) => conn.write_all(&data).await.is_ok() && conn.flush().await.is_ok(),
             Out::Close(code, reason) => {
@@ -119,6 +148,7 @@ struct Link {
     number: u64,
     receiver: WebSocketReceiver<Conn>,
     out: Sender<Out>,
+    unsent: Backlog,
     bad: Option<Bad>,
     /// Messages of the node so far.
     taken: u64,
@@ -202,13 +232,16 @@ impl Link {
             max_event_loop_p99_ns: options.max_event_loop_p99_ms * 1e6,
             required_manifest: self.shared.state().required.clone(),
             admits: !options.refuse_eval,
-            tells_plaintexts: self.shared.journal.keeps_messages(),
+            tells_plaintexts: self.shared.journal.keeps_traffic(),
             ..default
         };
         let (rng, now) = (self.shared.fork_rng(), self.shared.now());
         let mut machine = Machine::new(Pure, accepted.session, accepted.caller, terms, rng, now);
         let (commands, orders) = channel::unbounded();
         let mut waiting = BTreeMap::new();
+        let mut readers = Readers::default();
+        let (mut timer, mut armed) = (smol::Timer::never(), None);
+        let mut in_a_row = 0;
         loop {
             // What there is to do, then until when.
             let deadline = loop {
@@ -226,6 +259,15 @@ impl Link {
                             let _: Result<(), _> = Sender::try_send(&answer, outcome);
                         }
                     }
+                    Output::Event(Event::StreamData { stream_id, data }) => {
+                        if let Some(close) = readers.data(stream_id, data) {
+                            machine.handle_input(self.shared.now(), close);
+                        }
+                    }
+                    Output::Event(Event::StreamError { stream_id, .. }) => readers.error(&stream_id),
+                    Output::Event(Event::StreamClosed { stream_id, reason }) => {
+                        readers.closed(&stream_id, &reason, false);
+                    }
                     Output::Event(event) => {
                         if matches!(event, Event::Ready(_)) {
                             self.attach(&machine, &commands);
@@ -237,28 +279,45 @@ impl Link {
                     }
                 }
             };
+            if armed != deadline {
+                armed = deadline;
+                timer = deadline.map_or_else(smol::Timer::never, |deadline| {
+                    smol::Timer::at(self.shared.started + deadline.at)
+                });
+            }
             let due = async {
-                match deadline {
-                    Some(deadline) => {
-                        let left = deadline.at.saturating_sub(self.shared.now().monotonic);
-                        smol::Timer::after(left).await;
-                    }
-                    None => future::pending().await,
-                }
+                (&mut timer).await;
                 Happening::Due
             };
             let order = async { Happening::Command(orders.recv().await.ok()) };
             let incoming = async { Happening::Incoming(receive(&mut self.receiver).await) };
             let happening = future::or(future::or(order, due), incoming).await;
             let input = match happening {
-                Happening::Due | Happening::Command(None) => Input::Tick,
+                Happening::Due => {
+                    (timer, armed) = (smol::Timer::never(), None);
+                    Input::Tick
+                }
+                Happening::Command(None) => Input::Tick,
                 Happening::Command(Some(Command::Input(input))) => input,
                 Happening::Command(Some(Command::Proxy(request, answer))) => {
                     waiting.insert(request.id.clone(), answer);
                     Input::Proxy(request)
                 }
+                Happening::Command(Some(Command::OpenStream { stream_id, target, reader })) => {
+                    readers.add(stream_id.clone(), reader);
+                    Input::OpenStream { stream_id, target }
+                }
+                Happening::Command(Some(Command::SendStream { stream_id, data })) => {
+                    self.unsent.remove(data.len());
+                    Input::SendStream { stream_id, data }
+                }
                 Happening::Incoming(Incoming::Ended(ended)) => return ended,
                 Happening::Incoming(incoming) => {
+                    in_a_row += 1;
+                    if in_a_row == IN_A_ROW {
+                        in_a_row = 0;
+                        future::yield_now().await;
+                    }
                     self.taken += 1;
                     if let Some(ended) = self.cut() {
                         return ended;
@@ -278,7 +337,8 @@ impl Link {
     fn attach(&self, machine: &Machine<Pure>, commands: &Sender<Command>) {
         let caller = machine.caller();
         let Some(node_id) = caller.node_id.clone().filter(|_| caller.mode == Mode::Control) else { return };
-        let attached = Attached { connection: self.number, commands: commands.clone() };
+        let attached =
+            Attached { connection: self.number, commands: commands.clone(), unsent: self.unsent.clone() };
         if let Some(older) = self.shared.state().attached.insert(node_id, attached) {
             let _ = older.commands.try_send(Command::Input(Input::Close));
         }
@@ -310,7 +370,12 @@ impl Link {
             }
             Event::BadFrame(reason) => Record::BadFrame { connection, reason },
             // Told as plaintexts already, or handled before.
-            Event::Heartbeat(_) | Event::Message(_) | Event::Proxied { .. } => return,
+            Event::Heartbeat(_)
+            | Event::Message(_)
+            | Event::Proxied { .. }
+            | Event::StreamData { .. }
+            | Event::StreamError { .. }
+            | Event::StreamClosed { .. } => return,
         };
         self.record(record);
     }
@@ -436,6 +501,9 @@ impl Link {
     }
 
     fn send(&self, out: Out) {
+        if let Out::Frame(data) = &out {
+            self.unsent.add(data.len());
+        }
         // Fails only when writing has failed, and then reading does as well.
         let _ = self.out.try_send(out);
     }

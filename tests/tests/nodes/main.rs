@@ -15,5 +15,6 @@ mod outages;
 mod serving;
 mod settings;
 mod state;
+mod streams;
 mod tls;
 mod transcripts;
