@@ -460,6 +460,23 @@ pub enum Measurement {
         /// 1…8.
         rounds: u32,
     },
+    /// The data plane's work for one request, stage by stage, at three sizes.
+    Composite {
+        /// A quarter of a second each, and not a whole one.
+        quick: bool,
+    },
+    /// The same at 16 KiB for long, in windows.
+    Sustained {
+        /// Of all.
+        duration_ms: u32,
+        /// Of a window.
+        window_ms: u32,
+    },
+    /// What several cores do at once.
+    Multicore {
+        /// For each number of them.
+        duration_ms: u32,
+    },
 }
 
 /// A file of the state directory (protocol.md section 12).

@@ -51,8 +51,24 @@ pub const RECONNECT_JITTER: Duration = Duration::from_millis(500);
 /// One eval action (protocol.md section 5).
 pub const EVAL_ACTION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Eval actions waiting their turn. The server asks mostly one at a time, and for six fetches at most.
+/// A sustained measurement has its own duration and this (protocol.md section 5).
+pub const EVAL_SUSTAINED_GRACE: Duration = Duration::from_secs(15);
+
+/// An eval action that is a fetch (protocol.md section 5).
+pub const EVAL_FETCH_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The longest sustained measurement, in milliseconds: ten times that of the protocol's default.
+pub const MAX_SUSTAINED_MS: u32 = 600_000;
+
+/// The shortest window of one, in milliseconds: a few dozen requests on a slow machine, and a result of all windows
+/// that fits in a frame.
+pub const MIN_WINDOW_MS: u32 = 100;
+
+/// Eval actions waiting their turn. The server asks mostly one at a time.
 pub const MAX_EVAL_QUEUE: usize = 16;
+
+/// Fetches of an evaluation at once (protocol.md section 5).
+pub const MAX_EVAL_FETCHES: usize = 6;
 
 /// How long an evaluated node waits for the next action or for `join_ready`. On a failure the server sends
 /// nothing (protocol.md section 5), so this is when the node gives its own verdict.

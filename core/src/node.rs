@@ -143,7 +143,11 @@ impl<C: Crypto> Node<C> {
             started: now,
             now,
             tunnel,
-            eval: Eval::new(config.mode.unwrap_or(Mode::Control)),
+            eval: Eval::new(
+                config.mode.unwrap_or(Mode::Control),
+                audience,
+                config.limits.bounds(config.limits.max_response_body),
+            ),
             control,
             api: Api::new(audience, config.limits),
             phase: Phase::New,

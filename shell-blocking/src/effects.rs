@@ -76,7 +76,7 @@ impl Performers {
         cancelled: Arc<AtomicBool>,
         mut turn: impl FnMut(u64) + Send + 'static,
         done: impl FnOnce(EffectResult) + Send + 'static,
-    ) -> Result<(), EffectResult> {
+    ) -> Result<(), Box<EffectResult>> {
         let no_thread = || "the system gives no thread".to_owned();
         let (workers, failed) = match &work {
             BlockingWork::Measure(_) => (&self.measuring, EffectResult::Measured(Err(no_thread()))),
@@ -89,7 +89,7 @@ impl Performers {
             let is_cancelled = || cancelled.load(Ordering::Relaxed);
             done(perform_blocking(work, &state_dir, &log, &mut turn, &is_cancelled));
         };
-        workers.submit(job).map_err(|_| failed)
+        workers.submit(job).map_err(|_| Box::new(failed))
     }
 }
 

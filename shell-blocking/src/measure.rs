@@ -1,9 +1,12 @@
 //! Measurements of this machine: runs and times what [`consensus_core::bench`] says.
 
-use std::time::Instant;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use consensus_core::bench::report::{MemoryPressure, Report};
-use consensus_core::bench::{Job, Step};
+use consensus_core::bench::{Job, Step, multicore};
 use consensus_core::crypto::Drbg;
 use consensus_core::io::Measurement;
 
@@ -20,6 +23,9 @@ pub const fn action(measurement: Measurement) -> &'static str {
         Measurement::Memory => "benchmark_memory",
         Measurement::EventLoop => "benchmark_event_loop",
         Measurement::MemoryPressure { .. } => "benchmark_memory_pressure",
+        Measurement::Composite { .. } => "benchmark_composite",
+        Measurement::Sustained { .. } => "benchmark_sustained",
+        Measurement::Multicore { .. } => "benchmark_multicore",
     }
 }
 
@@ -41,7 +47,15 @@ pub fn measure(
             let room_mb = system::memory().map_or(u64::MAX, |memory| memory.free / MIB);
             memory_pressure(test_size_mb, rounds, room_mb, progress, cancelled).map(Report::MemoryPressure)
         }
-        Measurement::Cpu | Measurement::Crypto | Measurement::Memory | Measurement::EventLoop => {
+        Measurement::Multicore { duration_ms } => {
+            several_cores(system::cpus(), Duration::from_millis(duration_ms.into()), progress, cancelled)
+        }
+        Measurement::Cpu
+        | Measurement::Crypto
+        | Measurement::Memory
+        | Measurement::EventLoop
+        | Measurement::Composite { .. }
+        | Measurement::Sustained { .. } => {
             let rng = Drbg::new(system::seed()?);
             let job = Job::new(measurement, Provider::default(), rng)
                 .ok_or_else(|| format!("{} is not measured by this release", action(measurement)))?;
@@ -71,12 +85,86 @@ fn run(
                 turn(count);
                 start.elapsed()
             }
+            Step::Clocks => {
+                job.clocked(system::now().monotonic, system::thread_time());
+                progress(job.progress());
+                continue;
+            }
             Step::Done(report) => return Ok(*report),
+            Step::Failed(reason) => return Err(reason),
         };
         job.timed(elapsed);
         // Outside the timed part: a slow terminal must not spoil the figures.
         progress(job.progress());
     }
+}
+
+/// Several cores at once: as many threads as there are to be workers, each with the kernel and nothing else.
+fn several_cores(
+    cores: u32,
+    wanted: Duration,
+    progress: &mut dyn FnMut(f32),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Report, String> {
+    let counts = multicore::worker_counts(cores);
+    let time = multicore::point_time(wanted, counts.len());
+    let mut points = Vec::new();
+    for workers in &counts {
+        let done = points.len() as f32;
+        let mut tell = |fraction: f32| progress((done + fraction) / counts.len() as f32);
+        points.push((*workers, work_at_once(*workers, time, &mut tell, cancelled)?));
+    }
+    progress(1.0);
+    Ok(Report::Multicore(multicore::report(cores, &points)))
+}
+
+/// How often the one who waits looks up.
+const LOOK_UP: Duration = Duration::from_millis(20);
+
+/// Operations a second of so many threads together.
+fn work_at_once(
+    workers: u32,
+    time: Duration,
+    progress: &mut dyn FnMut(f32),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<f64, String> {
+    let stop = AtomicBool::new(false);
+    // Nobody begins before all are there.
+    let gate = RwLock::new(());
+    let (stop, gate) = (&stop, &gate);
+    let work = move || {
+        let mut state = 1;
+        let mut ops = 0.0;
+        drop(gate.read());
+        let start = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            state = multicore::mix(state);
+            ops += f64::from(multicore::MIX);
+        }
+        ops / start.elapsed().as_secs_f64().max(1e-9)
+    };
+    thread::scope(|scope| {
+        let closed = gate.write();
+        let mut threads = Vec::new();
+        for _ in 0..workers {
+            let thread = thread::Builder::new().name("mix".to_string()).spawn_scoped(scope, work);
+            threads.push(thread.map_err(|_| {
+                stop.store(true, Ordering::Relaxed);
+                "the system gives no thread".to_string()
+            })?);
+        }
+        drop(closed);
+        let start = Instant::now();
+        let mut was_cancelled = false;
+        while start.elapsed() < time && !was_cancelled {
+            thread::sleep(LOOK_UP.min(time));
+            was_cancelled = cancelled();
+            progress((start.elapsed().as_secs_f32() / time.as_secs_f32().max(1e-9)).min(1.0));
+        }
+        stop.store(true, Ordering::Relaxed);
+        let rates: f64 = threads.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum();
+        if was_cancelled { Err(cancelled_error()) } else { Ok(rates) }
+    })
 }
 
 const MIB: u64 = 1024 * 1024;
@@ -164,7 +252,7 @@ mod tests {
             Measurement::EventLoop,
             &mut |count| {
                 turns += count;
-                std::thread::sleep(std::time::Duration::from_millis(5));
+                thread::sleep(Duration::from_millis(5));
             },
             &mut |fraction| last = fraction,
             &|| false,
@@ -209,5 +297,30 @@ mod tests {
     fn memory_that_cannot_be_had_is_a_result() {
         let report = memory_pressure(32, 2, RESERVE_MB + 3, &mut |_| {}, &|| false).unwrap();
         assert_eq!((report.success, report.allocated_mb), (false, 3));
+    }
+
+    #[test]
+    fn several_cores_work_at_once_and_one_alone_is_the_measure() {
+        let mut last = 0.0;
+        let report = several_cores(3, Duration::from_millis(30), &mut |f| last = f, &|| false);
+        let Ok(Report::Multicore(report)) = report else { panic!("{report:?}") };
+        assert_eq!((report.cores, last), (3, 1.0));
+        assert_eq!(report.points.iter().map(|point| point.workers).collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(report.points.iter().all(|point| point.total_ops_per_second > 0.0), "{report:?}");
+        assert!(report.effective_cores >= 1.0 && report.single_ops_per_second > 0.0, "{report:?}");
+        let cancelled = several_cores(1, Duration::from_secs(60), &mut |_| {}, &|| true);
+        assert_eq!(cancelled, Err(cancelled_error()));
+    }
+
+    #[test]
+    fn requests_are_served_and_timed_and_the_thread_has_its_time_told() {
+        let mut last = 0.0;
+        let sustained = Measurement::Sustained { duration_ms: 300, window_ms: 100 };
+        let report = measure(sustained, &mut |_| {}, &mut |fraction| last = fraction, &|| false);
+        let Ok(Report::Sustained(report)) = report else { panic!("{report:?}") };
+        assert_eq!(last, 1.0);
+        assert!(!report.windows.is_empty() && report.total_requests > 0, "{report:?}");
+        assert!(report.node_rps_min_window > 0.0 && report.cpu_time_ratio > 0.0, "{report:?}");
+        assert!(report.cpu_time_ratio <= 1.01, "no thread has more than one processor: {report:?}");
     }
 }

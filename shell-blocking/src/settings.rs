@@ -659,7 +659,13 @@ impl Sources<'_> {
             }
         }
         limits.max_inits = self.get(&MAX_INITS)?.unwrap_or(limits.max_inits);
-        Ok(Serving { limits, allow_private_targets: self.switch("--allow-private-targets") })
+        Ok(Serving { limits, allow_private_targets: self.allow_private_targets() })
+    }
+
+    /// Whether strangers may reach addresses that are not public: for labs, and said on the command line alone.
+    #[must_use]
+    pub fn allow_private_targets(&self) -> bool {
+        self.switch("--allow-private-targets")
     }
 
     /// Where the local API listens.

@@ -11,6 +11,7 @@ use consensus_core::bench::report::System;
 use consensus_core::release::manifest::network_name;
 use consensus_core::time::Now;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
 /// The compiler that built this program (see `build.rs`).
 const RUST_VERSION: &str = env!("CONSENSUS_NODE_RUSTC");
@@ -34,6 +35,20 @@ pub fn instant(monotonic: Duration) -> Option<Instant> {
 fn start() -> Instant {
     static START: OnceLock<Instant> = OnceLock::new();
     *START.get_or_init(Instant::now)
+}
+
+/// The processor time of the calling thread, since its begin.
+#[must_use]
+pub fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+/// Logical processors that this process may use.
+#[must_use]
+pub fn cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
 }
 
 /// 32 bytes of the system's randomness: what a node, or a machine beside it, is seeded with.
@@ -80,7 +95,7 @@ pub fn describe() -> System {
     System {
         platform: network_name(std::env::consts::OS).to_string(),
         arch: network_name(std::env::consts::ARCH).to_string(),
-        cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        cpus: cpus(),
         total_memory_bytes: memory.total,
         free_memory_bytes: memory.free,
         uptime_seconds: uptime_seconds().unwrap_or(0),

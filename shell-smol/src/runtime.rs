@@ -359,7 +359,7 @@ impl Shell {
                 let begun =
                     self.performers.begin(work, &self.environment, Arc::clone(&cancelled), turn, done);
                 if let Err(result) = begun {
-                    return self.own.push_back(Input::Done { effect: id, result });
+                    return self.own.push_back(Input::Done { effect: id, result: *result });
                 }
                 Running::Blocking(cancelled)
             }

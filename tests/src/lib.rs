@@ -4,6 +4,7 @@
 //! implementation than the node's own, so that the two check each other. It is no server for strangers.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod background;
 pub mod backlog;
 pub mod binaries;

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use argh::FromArgs;
+use consensus_testbed::admission::{self, Admission};
 use consensus_testbed::data_plane::command::{self as request, RequestCommand};
 use consensus_testbed::demo::{self, Demo};
 use consensus_testbed::footprint::{self, Footprint};
@@ -26,6 +27,7 @@ enum Command {
     Demo(Demo),
     Footprint(Footprint),
     Load(Load),
+    Admission(Admission),
     Request(RequestCommand),
     Tunnel(TunnelCommand),
 }
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo::run(&demo),
         Command::Footprint(footprint) => footprint::run(&footprint),
         Command::Load(load) => load::run(&load),
+        Command::Admission(admission) => admission::run(&admission),
         Command::Request(command) => return request::run(&command).into(),
         Command::Tunnel(command) => tunnel::run(&command),
     };

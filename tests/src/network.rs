@@ -55,16 +55,22 @@ impl Network {
         Self::with(Options { tls, ..Options::default() })
     }
 
-    /// A network of these options. It listens at a free port, and its authority's certificate is in the home.
+    /// A network of these options. It listens at a free port, and its authority's certificate is in the home. A
+    /// `speedtest_url` that is a path is one of the network's own upstream.
     ///
     /// # Errors
     /// No port, no file, no thread to be had.
     pub fn with(mut options: Options) -> io::Result<Self> {
         let home = Home::new()?;
         options.ca_out = home.root().join("ca.pem");
+        let upstream = Upstream::start()?;
+        options.speedtest_url = options.speedtest_url.map(|url| match url.strip_prefix('/') {
+            Some(_) => upstream.url(&url),
+            None => url,
+        });
         Ok(Self {
             orchestrator: Orchestrator::start(options, Journal::new(false))?,
-            upstream: Upstream::start()?,
+            upstream,
             local_api: free_address()?,
             home,
         })

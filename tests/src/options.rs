@@ -61,6 +61,26 @@ pub struct Options {
     #[argh(option, default = "50.0")]
     pub max_event_loop_p99_ms: f64,
 
+    /// how long a node is measured without a pause, in milliseconds (default 30000)
+    #[argh(option, default = "30_000")]
+    pub sustained_ms: u32,
+
+    /// the windows of that, in milliseconds (default 5000)
+    #[argh(option, default = "5_000")]
+    pub window_ms: u32,
+
+    /// take a node whatever it sustains: for a machine that has other work
+    #[argh(switch)]
+    pub lenient: bool,
+
+    /// measure what decides nothing for a moment only
+    #[argh(switch)]
+    pub quick: bool,
+
+    /// what a node is to fetch when it is evaluated; without it, nothing
+    #[argh(option)]
+    pub speedtest_url: Option<String>,
+
     /// how to misbehave on the tunnel: drop[=N] stall no-accept no-ready silent half-open wrong-signature unsigned
     /// reject[=CODE] stale-clock junk oversize replay reorder close=CODE
     #[argh(option)]
@@ -72,7 +92,8 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// A well-behaved server at a free port, for tests.
+    /// A well-behaved server at a free port, for tests: what it asks for takes a moment, and says nothing of a machine
+    /// that has other work.
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -87,6 +108,11 @@ impl Default for Options {
             refuse_eval: false,
             min_memory_mb: 512,
             max_event_loop_p99_ms: 50.0,
+            sustained_ms: 1000,
+            window_ms: 250,
+            lenient: true,
+            quick: true,
+            speedtest_url: None,
             bad: None,
             bad_connections: None,
         }

@@ -39,7 +39,7 @@ impl Spec {
     }
 }
 
-fn size_name(size: usize) -> String {
+pub(super) fn size_name(size: usize) -> String {
     match size {
         0..1024 => format!("{size}B"),
         1024..1_048_576 => format!("{}KB", size / 1024),
@@ -106,7 +106,7 @@ fn filled(size: usize, byte: u8) -> Option<Vec<u8>> {
     Some(buffer)
 }
 
-fn random(size: usize, rng: &mut Drbg) -> Option<Vec<u8>> {
+pub(super) fn random(size: usize, rng: &mut Drbg) -> Option<Vec<u8>> {
     let mut buffer = filled(size, 0)?;
     rng.fill(&mut buffer);
     Some(buffer)

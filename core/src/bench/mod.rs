@@ -4,7 +4,7 @@
 //! use consensus_core::bench::{Job, Step};
 //! use consensus_core::crypto::{Drbg, pure::Pure};
 //! use consensus_core::io::Measurement;
-//! use std::time::Instant;
+//! use std::time::{Duration, Instant};
 //!
 //! let mut job = Job::new(Measurement::EventLoop, Pure, Drbg::new([0; 32])).expect("not one of the shell's own");
 //! let report = loop {
@@ -19,39 +19,33 @@
 //!             for _ in 0..count { /* post a task to the shell's scheduler and run it */ }
 //!             job.timed(start.elapsed());
 //!         }
+//!         Step::Clocks => { /* read the wall clock and this thread's processor time, for `Job::clocked` */ }
 //!         Step::Done(report) => break report,
+//!         Step::Failed(reason) => panic!("{reason}"),
 //!     }
 //! };
 //! assert!(report.to_json().is_object());
 //! ```
 
+mod composite;
 mod kernels;
+pub mod multicore;
 pub mod report;
 mod runner;
+mod sampled;
+mod sustained;
 
 use alloc::boxed::Box;
-use alloc::string::{String, ToString as _};
-use alloc::vec::Vec;
+use alloc::string::String;
 use core::fmt;
 use core::time::Duration;
 
-use self::kernels::{Kernel, Spec};
-use self::report::{BenchResult, Cpu, CryptoReport, Memory, Report, Sized};
-use self::runner::{EVENT_LOOP, Plan, Sampler, THROUGHPUT};
+use self::composite::Composite;
+use self::report::Report;
+use self::sampled::Sampled;
+use self::sustained::Sustained;
 use crate::crypto::{Crypto, Drbg};
 use crate::io::Measurement;
-
-const KIB: usize = 1024;
-const MIB: usize = 1024 * KIB;
-
-/// Operands of the hash and the cipher (protocol.md section 5).
-const MESSAGES: [usize; 3] = [64, KIB, 16 * KIB];
-/// The headline of both.
-const MESSAGE_HEADLINE: usize = KIB;
-/// Sizes of the copies.
-const COPIES: [usize; 3] = [MIB, 16 * MIB, 64 * MIB];
-/// Their headline.
-const COPY_HEADLINE: usize = 16 * MIB;
 
 /// What a [`Job`] wants next.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,21 +58,26 @@ pub enum Step {
         /// How many.
         count: u64,
     },
+    /// Read the clock and the processor time of this thread, and hand both to [`Job::clocked`].
+    Clocks,
     /// The measurement is complete.
     Done(Box<Report>),
+    /// What was to be measured does not work; the reason is for people.
+    Failed(String),
 }
 
 /// One measurement under way (protocol.md section 5). Drive it as the module's example does, on a thread that does
 /// nothing else; it may be dropped at any step.
 pub struct Job<C: Crypto> {
     measurement: Measurement,
-    crypto: C,
-    rng: Drbg,
-    tasks: &'static [usize],
-    /// Finished tasks: the operand's size, the result, and the exact time of its operations.
-    results: Vec<(usize, BenchResult, Duration)>,
-    /// The task under way. Its buffers live here and nowhere else: they are freed when the next task begins.
-    current: Option<(Spec, Kernel<C>, Sampler)>,
+    work: Work<C>,
+}
+
+enum Work<C: Crypto> {
+    Sampled(Box<Sampled<C>>),
+    Composite(Box<Composite<C>>),
+    Sustained(Box<Sustained<C>>),
+    Failed(String),
 }
 
 impl<C: Crypto> fmt::Debug for Job<C> {
@@ -88,148 +87,99 @@ impl<C: Crypto> fmt::Debug for Job<C> {
 }
 
 impl<C: Crypto> Job<C> {
-    /// Prepares a measurement. `None` for those that only the shell can do: `System` and `MemoryPressure`.
+    /// Prepares a measurement. `None` for those that only the shell can do: `System`, `MemoryPressure` and
+    /// `Multicore`.
     pub fn new(measurement: Measurement, crypto: C, rng: Drbg) -> Option<Self> {
-        let tasks: &'static [usize] = match measurement {
-            Measurement::Cpu | Measurement::Crypto => &MESSAGES,
-            Measurement::Memory => &COPIES,
-            Measurement::EventLoop => &[0],
-            Measurement::System | Measurement::MemoryPressure { .. } => return None,
+        let work = match measurement {
+            Measurement::Cpu | Measurement::Crypto | Measurement::Memory | Measurement::EventLoop => {
+                Work::Sampled(Box::new(Sampled::new(measurement, crypto, rng)))
+            }
+            Measurement::Composite { quick } => match Composite::new(quick, crypto, rng) {
+                Ok(composite) => Work::Composite(Box::new(composite)),
+                Err(reason) => Work::Failed(reason),
+            },
+            Measurement::Sustained { duration_ms, window_ms } => {
+                match Sustained::new(duration_ms, window_ms, crypto, rng) {
+                    Ok(sustained) => Work::Sustained(Box::new(sustained)),
+                    Err(reason) => Work::Failed(reason),
+                }
+            }
+            Measurement::System | Measurement::MemoryPressure { .. } | Measurement::Multicore { .. } => {
+                return None;
+            }
         };
-        let mut job = Self { measurement, crypto, rng, tasks, results: Vec::new(), current: None };
-        job.begin_next();
-        Some(job)
+        Some(Self { measurement, work })
     }
 
     /// What to do next. Asking twice gives the same answer.
     #[must_use]
     pub fn step(&self) -> Step {
-        match &self.current {
-            Some((Spec::Turn, _, sampler)) => Step::Turn { count: sampler.batch() },
-            Some(_) => Step::Run,
-            None => Step::Done(Box::new(self.report())),
+        match &self.work {
+            Work::Sampled(job) => job.step(),
+            Work::Composite(job) => job.step(),
+            Work::Sustained(job) => job.step(),
+            Work::Failed(reason) => Step::Failed(reason.clone()),
         }
     }
 
-    /// Runs one batch: the part to take the time of. Does nothing where [`Job::step`] is not [`Step::Run`].
+    /// Runs the part to take the time of. Does nothing where [`Job::step`] is not [`Step::Run`].
     pub fn run(&mut self) {
-        if let Some((_, kernel, sampler)) = &mut self.current {
-            kernel.run(&self.crypto, sampler.batch());
+        let failed = match &mut self.work {
+            Work::Sampled(job) => {
+                job.run();
+                Ok(())
+            }
+            Work::Composite(job) => job.run(),
+            Work::Sustained(job) => job.run(),
+            Work::Failed(_) => Ok(()),
+        };
+        if let Err(reason) = failed {
+            self.work = Work::Failed(reason);
         }
     }
 
     /// Tells how long what [`Job::step`] asked for took.
     pub fn timed(&mut self, elapsed: Duration) {
-        let Some((_, _, sampler)) = &mut self.current else { return };
-        sampler.timed(elapsed);
-        if sampler.is_done() {
-            self.finish_current();
-            self.begin_next();
+        match &mut self.work {
+            Work::Sampled(job) => job.timed(elapsed),
+            Work::Composite(job) => job.timed(elapsed),
+            Work::Sustained(job) => job.timed(elapsed),
+            Work::Failed(_) => {}
+        }
+    }
+
+    /// Tells the time by a clock that never goes back, and the processor time of this thread, each since any moment
+    /// that stays the same. Does nothing where [`Job::step`] is not [`Step::Clocks`].
+    pub fn clocked(&mut self, wall: Duration, cpu: Duration) {
+        if let Work::Sustained(job) = &mut self.work {
+            job.clocked(wall, cpu);
         }
     }
 
     /// How much of the measurement is done, from 0 to 1; never falls.
     #[must_use]
     pub fn progress(&self) -> f32 {
-        let under_way = self.current.as_ref().map_or(0.0, |(_, _, sampler)| sampler.progress());
-        // At most three tasks: exact in any float.
-        ((self.results.len() as f32 + under_way) / self.tasks.len().max(1) as f32).clamp(0.0, 1.0)
-    }
-
-    fn plan(&self) -> Plan {
-        if self.measurement == Measurement::EventLoop { EVENT_LOOP } else { THROUGHPUT }
-    }
-
-    fn begin_next(&mut self) {
-        let plan = self.plan();
-        // More than one round only where a kernel gets no memory.
-        while let Some(&size) = self.tasks.get(self.results.len()) {
-            let spec = match self.measurement {
-                Measurement::Cpu => Spec::Sha256(size),
-                Measurement::Crypto => Spec::Aead(size),
-                Measurement::Memory => Spec::Copy(size),
-                _ => Spec::Turn,
-            };
-            if let Some(kernel) = Kernel::new(spec, &self.crypto, &mut self.rng) {
-                self.current = Some((spec, kernel, Sampler::new(plan)));
-                return;
-            }
-            self.results.push((size, Sampler::new(plan).result(spec.name()), Duration::ZERO));
+        match &self.work {
+            Work::Sampled(job) => job.progress(),
+            Work::Composite(job) => job.progress(),
+            Work::Sustained(job) => job.progress(),
+            Work::Failed(_) => 1.0,
         }
     }
-
-    fn finish_current(&mut self) {
-        if let Some((spec, _, sampler)) = self.current.take() {
-            self.results.push((spec.size(), sampler.result(spec.name()), sampler.measured()));
-        }
-    }
-
-    fn report(&self) -> Report {
-        let reliable = !self.results.is_empty() && self.results.iter().all(|(_, result, _)| result.reliable);
-        match self.measurement {
-            Measurement::Cpu => Report::Cpu(Cpu {
-                algorithm: "sha256".to_string(),
-                results: self.sized(1),
-                bytes_per_second: self.headline(MESSAGE_HEADLINE, 1),
-                reliable,
-            }),
-            Measurement::Crypto => Report::Crypto(CryptoReport {
-                algorithm: "chacha20-poly1305".to_string(),
-                results: self.sized(1),
-                bytes_per_second: self.headline(MESSAGE_HEADLINE, 1),
-                total_bytes_per_second: self.total_bytes_per_second(),
-                reliable,
-            }),
-            Measurement::Memory => {
-                let bytes_per_second = self.headline(COPY_HEADLINE, 2);
-                Report::Memory(Memory {
-                    copy: self.sized(2),
-                    bandwidth_gbps: bytes_per_second / 1e9,
-                    bytes_per_second,
-                    reliable,
-                })
-            }
-            _ => Report::EventLoop(
-                self.results
-                    .first()
-                    .map_or_else(|| Sampler::new(EVENT_LOOP).result(String::new()), |(_, r, _)| r.clone()),
-            ),
-        }
-    }
-
-    /// `moved`: how many bytes an operation moves for each byte of its operand.
-    fn sized(&self, moved: u32) -> Vec<Sized> {
-        let sized = |(size, bench, _): &(usize, BenchResult, Duration)| Sized {
-            size_bytes: *size as u64,
-            bytes_per_second: bytes_per_second(*size, moved, bench),
-            bench: bench.clone(),
-        };
-        self.results.iter().map(sized).collect()
-    }
-
-    fn headline(&self, wanted: usize, moved: u32) -> f64 {
-        let result = self.results.iter().find(|(size, _, _)| *size == wanted);
-        result.map_or(0.0, |(size, bench, _)| bytes_per_second(*size, moved, bench))
-    }
-
-    fn total_bytes_per_second(&self) -> f64 {
-        let bytes: f64 = self.results.iter().map(|(size, r, _)| *size as f64 * r.total_ops as f64).sum();
-        let time: Duration = self.results.iter().map(|(_, _, time)| *time).sum();
-        if time.is_zero() { 0.0 } else { bytes / time.as_secs_f64() }
-    }
-}
-
-fn bytes_per_second(size: usize, moved: u32, bench: &BenchResult) -> f64 {
-    size as f64 * f64::from(moved) * bench.ops_per_second
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::crypto::pure::Pure;
+    use alloc::collections::BTreeSet;
+    use alloc::format;
+    use alloc::string::ToString as _;
+    use alloc::vec::Vec;
     use serde_json::Value;
 
-    /// Drives a job with made-up times: what `run` really takes does not matter, so it is not called.
+    /// Drives a job of sampled operations with made-up times: what `run` really takes does not matter, so it is not
+    /// called.
     fn drive(measurement: Measurement, elapsed: impl Fn(&Step) -> Duration) -> (Report, u32) {
         let mut job = Job::new(measurement, Pure, Drbg::new([2; 32])).unwrap();
         let mut last = job.progress();
@@ -263,7 +213,8 @@ mod tests {
     #[test]
     fn what_only_the_shell_can_measure_is_left_to_it() {
         let pressure = Measurement::MemoryPressure { test_size_mb: 1, rounds: 1 };
-        for measurement in [Measurement::System, pressure] {
+        let multicore = Measurement::Multicore { duration_ms: 1 };
+        for measurement in [Measurement::System, pressure, multicore] {
             assert!(Job::new(measurement, Pure, Drbg::new([0; 32])).is_none());
         }
     }
@@ -353,5 +304,61 @@ mod tests {
         job.run();
         job.timed(Duration::from_secs(1));
         assert_eq!(job.step(), step);
+    }
+
+    /// The paths of all members.
+    fn members(value: &Value, path: &str, out: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(members_of) => {
+                for (name, value) in members_of {
+                    let path = format!("{path}/{name}");
+                    members(value, &path, out);
+                    out.insert(path);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| members(item, &format!("{path}/_"), out)),
+            _ => {}
+        }
+    }
+
+    /// `CONSENSUS_VECTORS`: the transcripts beside it hold what the deployed node answered.
+    #[test]
+    fn results_have_the_members_of_the_deployed_nodes_results() {
+        let Some(messages) = crate::wire::canonical::tests::transcripts() else { return };
+        let deployed = |action: &str| {
+            let answers = |m: &&Value| m["type"] == "eval_response" && m["action"] == action;
+            messages.iter().find(answers).unwrap()["result"].clone()
+        };
+        let composite = Measurement::Composite { quick: true };
+        let sustained = Measurement::Sustained { duration_ms: 40, window_ms: 20 };
+        let driven = |measurement| {
+            let mut job = Job::new(measurement, Pure, Drbg::new([2; 32])).unwrap();
+            let mut wall = Duration::ZERO;
+            loop {
+                match job.step() {
+                    Step::Done(report) => return *report,
+                    Step::Clocks => job.clocked(wall, wall),
+                    _ => {
+                        job.run();
+                        wall += Duration::from_millis(2);
+                        job.timed(Duration::from_millis(2));
+                    }
+                }
+            }
+        };
+        let multicore = multicore::report(2, &[(1, 2.0), (2, 3.0)]);
+        for (action, report) in [
+            ("benchmark_composite", driven(composite)),
+            ("benchmark_sustained", driven(sustained)),
+            ("benchmark_multicore", Report::Multicore(multicore)),
+            ("benchmark_event_loop", drive(Measurement::EventLoop, |_| Duration::from_micros(2)).0),
+        ] {
+            let (mut ours, mut theirs) = (BTreeSet::new(), BTreeSet::new());
+            let json = report.to_json();
+            all_numbers_are_finite(&json);
+            members(&json, "", &mut ours);
+            members(&deployed(action), "", &mut theirs);
+            assert_eq!(ours, theirs, "{action}");
+        }
     }
 }

@@ -15,6 +15,9 @@ pub enum Report {
     Memory(Memory),
     EventLoop(BenchResult),
     MemoryPressure(MemoryPressure),
+    Composite(Composite),
+    Sustained(Sustained),
+    Multicore(Multicore),
 }
 
 impl Report {
@@ -28,6 +31,9 @@ impl Report {
             Self::Memory(r) => serde_json::to_value(r),
             Self::EventLoop(r) => serde_json::to_value(r),
             Self::MemoryPressure(r) => serde_json::to_value(r),
+            Self::Composite(r) => serde_json::to_value(r),
+            Self::Sustained(r) => serde_json::to_value(r),
+            Self::Multicore(r) => serde_json::to_value(r),
         };
         value.unwrap_or(serde_json::Value::Null)
     }
@@ -159,4 +165,128 @@ pub struct MemoryPressure {
     pub rss_after_mb: f64,
     /// After less before, not under zero.
     pub rss_retained_mb: f64,
+}
+
+/// `benchmark_composite` (protocol.md section 6).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Composite {
+    /// 1, 16, 256 KiB.
+    pub results: Vec<CompositeSize>,
+    /// The node's own time alone, at 16 KiB.
+    pub requests_per_second: f64,
+    /// Whether all results are.
+    pub reliable: bool,
+}
+
+/// The composite workload for a response of one size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompositeSize {
+    /// Of the response's body.
+    pub response_size_bytes: u64,
+    /// The whole iteration, the client's side included.
+    pub exchange: BenchResult,
+    /// 1e9 / [`node_ns_per_request`](Self::node_ns_per_request).
+    pub node_requests_per_second: f64,
+    /// The sum of the stages' means.
+    pub node_ns_per_request: f64,
+    /// The node's own time.
+    pub stages: Stages,
+    /// Whether the exchange is.
+    pub reliable: bool,
+}
+
+/// The node's work for one request, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stages {
+    /// `data_init` is answered: key agreement, proof, session keys.
+    pub handshake: StageTime,
+    /// The frame is opened, the request parsed, its body decoded.
+    pub request_open: StageTime,
+    /// The ticket is verified, bound to the request, and spent.
+    pub ticket_verify: StageTime,
+    /// The response is written as it will be sealed.
+    pub response_encode: StageTime,
+    /// The frame is sealed.
+    pub response_seal: StageTime,
+}
+
+/// What one stage takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// For one request, in nanoseconds.
+    pub mean_ns: f64,
+    /// Of the node's whole time, from 0 to 1.
+    pub share: f64,
+}
+
+/// `benchmark_sustained`. Every `node_rps` is requests by the node's own time alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sustained {
+    /// Of the response's body.
+    pub response_size_bytes: u64,
+    /// As asked for.
+    pub duration_ms: u64,
+    /// As asked for.
+    pub window_ms: u64,
+    /// The whole ones.
+    pub windows: Vec<Window>,
+    /// Those of a last window that is not whole included.
+    pub total_requests: u64,
+    /// Over the windows, as all that follow.
+    pub node_rps_mean: f64,
+    /// The first two.
+    pub node_rps_early: f64,
+    /// The last two.
+    pub node_rps_late: f64,
+    /// The slowest.
+    pub node_rps_min_window: f64,
+    /// The fastest.
+    pub node_rps_max_window: f64,
+    /// Late by early.
+    pub throttle_ratio: f64,
+    /// The thread's processor time by the time that passed.
+    pub cpu_time_ratio: f64,
+    /// Whether the throttle ratio is at least 0.85.
+    pub steady: bool,
+}
+
+/// One window of a sustained measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// Since the begin of the measurement.
+    pub start_ms: u64,
+    /// Requests that ended in it.
+    pub requests: u64,
+    /// By the time that passed.
+    pub rps: f64,
+    /// By the node's own time alone.
+    pub node_rps: f64,
+}
+
+/// `benchmark_multicore`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Multicore {
+    /// Logical processors this process may use.
+    pub cores: u32,
+    /// `int-mix`.
+    pub chain: String,
+    /// 1, 2, 4 … workers, and one a core.
+    pub points: Vec<Point>,
+    /// Of one worker alone.
+    pub single_ops_per_second: f64,
+    /// The most that any number of workers did together, by what one does alone.
+    pub effective_cores: f64,
+}
+
+/// So many workers at once.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// How many.
+    pub workers: u32,
+    /// Of all together.
+    pub total_ops_per_second: f64,
+    /// Of each.
+    pub per_worker_ops_per_second: f64,
+    /// Of each, by what one does alone.
+    pub efficiency: f64,
 }

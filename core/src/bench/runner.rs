@@ -30,6 +30,15 @@ pub(super) const THROUGHPUT: Plan = Plan {
     single: false,
 };
 
+/// For a look at something that has a longer measurement.
+pub(super) const QUICK: Plan = Plan {
+    warm_up: Duration::from_millis(50),
+    measure: Duration::from_millis(250),
+    min_samples: 10,
+    max_samples: 100,
+    single: false,
+};
+
 /// For turns of the scheduler, of which each single one counts: its p99 is a threshold of admission.
 pub(super) const EVENT_LOOP: Plan = Plan {
     warm_up: Duration::from_millis(200),
@@ -97,6 +106,11 @@ impl Sampler {
 
     pub(super) const fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Done)
+    }
+
+    /// Whether the next batch is a sample.
+    pub(super) const fn is_measuring(&self) -> bool {
+        matches!(self.phase, Phase::Measure)
     }
 
     /// The time of all samples.

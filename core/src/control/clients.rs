@@ -189,7 +189,7 @@ impl<C: Crypto> Control<C> {
         self.clients.insert(Peer::Stream(stream_id.to_string()), now)
     }
 
-    /// A WebSocket was opened at `/connect`. `false`, and it is to be closed, when there are as many as may be.
+    /// A WebSocket was opened at `/connect`. It is closed at once where there are as many as may be.
     pub(crate) fn handle_local_open(&mut self, now: Now, out: &mut crate::outbox::Outbox, id: LocalId) {
         if self.streams.len() + self.clients.locals() >= self.limits.max_streams {
             self.over_limit(out, "max-streams");
@@ -287,12 +287,9 @@ impl<C: Crypto> Control<C> {
         responder: Responder<C>,
         mut frame: Vec<u8>,
     ) {
-        let gate = responder::Gate {
-            issuer_key: self.issuer_key.as_ref(),
-            node_id: &self.node_id,
-            max_body: self.limits.max_request_body,
-        };
-        match responder.open(&mut frame, gate, context.now) {
+        let gate = responder::Gate { issuer_key: self.issuer_key.as_ref(), node_id: &self.node_id };
+        let opened = responder.open(&mut frame, self.limits.max_request_body);
+        match opened.and_then(|opened| opened.verify(gate, context.now)) {
             Ok(request) => {
                 self.clients.inits.give_back(self.limits.max_inits);
                 drop(frame);
@@ -359,7 +356,7 @@ impl<C: Crypto> Control<C> {
         request: responder::Request<C>,
         response: &Response,
     ) {
-        let frame = request.respond(response);
+        let frame = request.encode(response).seal();
         self.send_client(context, id, frame);
         self.close_client(context, id, End::Complete);
     }

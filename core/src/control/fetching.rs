@@ -262,7 +262,7 @@ impl<C: Crypto> Control<C> {
 }
 
 /// What the asker is told of a fetch that failed: the kind first, so that it reads well without the detail.
-pub(super) fn explain(error: &FetchError) -> String {
+pub(crate) fn explain(error: &FetchError) -> String {
     let kind = match error.kind {
         FetchErrorKind::Url | FetchErrorKind::Forbidden => "refused",
         FetchErrorKind::Resolve => "the name does not resolve",

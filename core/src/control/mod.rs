@@ -14,6 +14,8 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
+pub(crate) use self::fetching::explain;
+
 use self::clients::Clients;
 use self::fetching::{Asker, Proxied, Wanted};
 use self::flow::{Flow, Source};

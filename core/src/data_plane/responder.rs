@@ -5,9 +5,13 @@
 //!
 //! ```text
 //! accept(data_init) → Responder, data_accept
-//! Responder::open(frame) → Request            (ticket verified and bound; to be spent by the caller)
-//! Request::respond | refuse → frame
+//! Responder::open(frame) → Opened             (authentic and well-formed)
+//! Opened::verify(gate) → Request              (ticket verified and bound; to be spent by the caller)
+//! Request::encode(response) → Answer
+//! Answer::seal | Request::refuse → frame
 //! ```
+//!
+//! These are the stages that [`bench`](crate::bench) times one by one.
 
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -279,8 +283,6 @@ pub struct Gate<'a> {
     pub issuer_key: Option<&'a [u8; 32]>,
     /// This node.
     pub node_id: &'a str,
-    /// Of a request body, decoded, in bytes.
-    pub max_body: usize,
 }
 
 /// A connection that came to nothing: the frame that tells the client, where it can be told.
@@ -298,11 +300,11 @@ impl<C: Crypto> Responder<C> {
         self.session.session_id()
     }
 
-    /// Opens the request in place, and checks its ticket.
+    /// Opens the request in place; its body, decoded, has at most `max_body` bytes.
     ///
     /// # Errors
-    /// The frame is not authentic, the request is malformed, or the ticket does not pay for it.
-    pub fn open(mut self, message: &mut [u8], gate: Gate<'_>, now: Now) -> Result<Request<C>, Refused> {
+    /// The frame is not authentic, or the request is malformed.
+    pub fn open(mut self, message: &mut [u8], max_body: usize) -> Result<Opened<C>, Refused> {
         let plaintext = match self.session.open(message) {
             Ok((FrameType::Data, plaintext)) => plaintext,
             Ok((kind, _)) => {
@@ -311,75 +313,118 @@ impl<C: Crypto> Responder<C> {
             // Whoever cannot seal a frame is not the client of the handshake; there is nobody to tell.
             Err(error) => return Err(Refused { frame: None, reason: error.to_string() }),
         };
-        let checked = core::str::from_utf8(plaintext)
-            .map_err(|_| (Refusal::BadRequest, "the request is not UTF-8".to_string()))
-            .and_then(|text| check(&self.crypto, text, gate, now));
-        match checked {
-            Ok((claims, asked, body)) => Ok(Request {
-                session: self.session,
-                claims,
-                target_url: asked.target_url,
-                method: asked.method,
-                headers: asked.headers.unwrap_or_default().into_iter().collect(),
-                body,
-            }),
-            Err((refusal, reason)) => {
-                let frame = Some(refuse(&mut self.session, refusal, &reason));
-                Err(Refused { frame, reason })
-            }
+        match parse(plaintext, max_body) {
+            Ok((asked, body)) => Ok(Opened { crypto: self.crypto, session: self.session, asked, body }),
+            Err(reason) => Err(refused(&mut self.session, Refusal::BadRequest, reason)),
         }
     }
 }
 
-type Checked = (ticket::Claims, Asked, Option<Vec<u8>>);
-
-fn check<C: Crypto>(crypto: &C, text: &str, gate: Gate<'_>, now: Now) -> Result<Checked, (Refusal, String)> {
-    let bad = |reason: String| (Refusal::BadRequest, reason);
-    let unauthorized = |reason: &str| (Refusal::Unauthorized, reason.to_string());
-    let mut asked: Asked = serde_json::from_str(text).map_err(|_| bad("not a request".to_string()))?;
+fn parse(plaintext: &[u8], max_body: usize) -> Result<(Asked, Option<Vec<u8>>), String> {
+    let text = core::str::from_utf8(plaintext).map_err(|_| "the request is not UTF-8".to_string())?;
+    let mut asked: Asked = serde_json::from_str(text).map_err(|_| "not a request".to_string())?;
     if asked.kind != "proxy_request" {
-        return Err(bad("not a proxy_request".to_string()));
+        return Err("not a proxy_request".to_string());
     }
     // On the data plane a body is base64 unless it says otherwise (section 10); on the tunnel it is the other way.
     let encoding = asked.body_encoding.unwrap_or(BodyEncoding::Base64);
-    let body = decode_body(asked.body.take(), encoding, gate.max_body).map_err(bad)?;
+    let body = decode_body(asked.body.take(), encoding, max_body)?;
+    Ok((asked, body))
+}
+
+/// A request of the client of the handshake, whose ticket has not been looked at.
+#[derive(Debug)]
+pub struct Opened<C: Crypto> {
+    crypto: C,
+    session: Session<C>,
+    asked: Asked,
+    body: Option<Vec<u8>>,
+}
+
+impl<C: Crypto> Opened<C> {
+    /// Checks that the ticket pays for this very request, at this node, now.
+    ///
+    /// # Errors
+    /// It does not, or the URL is not one.
+    pub fn verify(mut self, gate: Gate<'_>, now: Now) -> Result<Request<C>, Refused> {
+        match verify(&self.crypto, &self.asked, self.body.as_deref(), gate, now) {
+            Ok(claims) => Ok(Request {
+                session: self.session,
+                claims,
+                target_url: self.asked.target_url,
+                method: self.asked.method,
+                headers: self.asked.headers.unwrap_or_default().into_iter().collect(),
+                body: self.body,
+            }),
+            Err((refusal, reason)) => Err(refused(&mut self.session, refusal, reason)),
+        }
+    }
+}
+
+fn verify<C: Crypto>(
+    crypto: &C,
+    asked: &Asked,
+    body: Option<&[u8]>,
+    gate: Gate<'_>,
+    now: Now,
+) -> Result<ticket::Claims, (Refusal, String)> {
+    let unauthorized = |reason: &str| (Refusal::Unauthorized, reason.to_string());
     let issuer_key =
         gate.issuer_key.ok_or_else(|| unauthorized("this node was not told who issues tickets"))?;
     let claims = ticket::verify(crypto, &asked.token, issuer_key, gate.node_id, now.unix_seconds())
         .map_err(|error| unauthorized(&error.to_string()))?;
     let headers = asked.headers.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str()));
     let method = asked.method.as_deref().unwrap_or("GET");
-    let key = dedupe::key(crypto, &asked.target_url, method, headers, body.as_deref())
-        .ok_or_else(|| bad("the URL is not valid".to_string()))?;
+    let key = dedupe::key(crypto, &asked.target_url, method, headers, body)
+        .ok_or_else(|| (Refusal::BadRequest, "the URL is not valid".to_string()))?;
     if !crate::crypto::constant_time_eq(key.as_bytes(), claims.sub.as_bytes()) {
         return Err(unauthorized("the ticket is for another request"));
     }
     debug_assert!(claims.jti.len() <= MAX_ID, "checked by ticket::verify");
-    Ok((claims, asked, body))
+    Ok(claims)
 }
 
 impl<C: Crypto> Request<C> {
-    /// The frame of the target's answer; of an error where it does not fit in one.
+    /// The target's answer as it will be sealed; an error where it does not fit in a frame.
     #[must_use]
-    pub fn respond(mut self, response: &Response) -> Vec<u8> {
+    pub fn encode(self, response: &Response) -> Answer<C> {
         let Response { status, reason, headers, body } = response;
-        let plaintext = encode_proxy_response(None, *status, reason, headers, body);
+        let mut plaintext = encode_proxy_response(None, *status, reason, headers, body);
         if plaintext.plaintext().len() > MAX_PLAINTEXT {
-            return self.refuse(Refusal::UpstreamError, "the response does not fit in one frame");
+            plaintext = refusal(Refusal::UpstreamError, "the response does not fit in one frame");
         }
-        self.session.seal(FrameType::Data, plaintext)
+        Answer { session: self.session, plaintext }
     }
 
     /// The frame of an error.
     #[must_use]
-    pub fn refuse(mut self, refusal: Refusal, reason: &str) -> Vec<u8> {
-        refuse(&mut self.session, refusal, reason)
+    pub fn refuse(mut self, kind: Refusal, reason: &str) -> Vec<u8> {
+        self.session.seal(FrameType::Data, refusal(kind, reason))
     }
 }
 
-fn refuse<C: Crypto>(session: &mut Session<C>, refusal: Refusal, message: &str) -> Vec<u8> {
+/// What is to be sealed for the client.
+#[derive(Debug)]
+pub struct Answer<C: Crypto> {
+    session: Session<C>,
+    plaintext: FrameBuf,
+}
+
+impl<C: Crypto> Answer<C> {
+    /// The frame.
+    #[must_use]
+    pub fn seal(mut self) -> Vec<u8> {
+        self.session.seal(FrameType::Data, self.plaintext)
+    }
+}
+
+fn refusal(refusal: Refusal, message: &str) -> FrameBuf {
     let error = serde_json::json!({ "type": "error", "code": refusal.code(), "message": message });
-    session.seal(FrameType::Data, FrameBuf::from_plaintext(error.to_string().as_bytes()))
+    FrameBuf::from_plaintext(error.to_string().as_bytes())
+}
+
+fn refused<C: Crypto>(session: &mut Session<C>, kind: Refusal, reason: String) -> Refused {
+    Refused { frame: Some(session.seal(FrameType::Data, refusal(kind, &reason))), reason }
 }
 
 #[cfg(test)]
@@ -488,8 +533,8 @@ mod tests {
         let mut client = client.unwrap();
         let mut frame =
             client.seal(FrameType::Data, FrameBuf::from_plaintext(plaintext.to_string().as_bytes()));
-        let gate = Gate { issuer_key: issuer_key.as_ref(), node_id: "node-1", max_body: 16 };
-        (responder.unwrap().open(&mut frame, gate, NOW), client)
+        let gate = Gate { issuer_key: issuer_key.as_ref(), node_id: "node-1" };
+        (responder.unwrap().open(&mut frame, 16).and_then(|opened| opened.verify(gate, NOW)), client)
     }
 
     fn issuer() -> Option<[u8; 32]> {
@@ -508,7 +553,7 @@ mod tests {
         assert_eq!((request.body.as_deref(), request.claims.jti.as_str()), (Some(&b"hi"[..]), "t"));
         let response =
             Response { status: 200, reason: "OK".into(), headers: Vec::new(), body: b"yes".to_vec() };
-        let mut frame = request.respond(&response);
+        let mut frame = request.encode(&response).seal();
         let (kind, plaintext) = client.open(&mut frame).unwrap();
         assert_eq!(kind, FrameType::Data);
         let answer: Value = serde_json::from_slice(plaintext).unwrap();
@@ -553,8 +598,7 @@ mod tests {
     #[test]
     fn whoever_cannot_seal_is_told_nothing() {
         let (responder, _) = connect("node-1");
-        let gate = Gate { issuer_key: None, node_id: "node-1", max_body: 16 };
-        assert_eq!(responder.unwrap().open(&mut [0; 60], gate, NOW).unwrap_err().frame, None);
+        assert_eq!(responder.unwrap().open(&mut [0; 60], 16).unwrap_err().frame, None);
     }
 
     #[test]

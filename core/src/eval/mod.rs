@@ -9,18 +9,27 @@ pub(crate) use self::action::{is_allowed_in_control, memory_pressure};
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
 use serde_json::{Value, json};
 
 use self::action::Action;
-use self::verdict::Figures;
-use crate::bench::report::Report;
+use self::verdict::{Figures, Verdict};
+use crate::control::explain;
 use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
 use crate::event::Event;
-use crate::io::{Effect, EffectId, EffectResult, Finish, Outcome, Output, StateFile};
-use crate::limits::{EVAL_ACTION_TIMEOUT, EVAL_IDLE_TIMEOUT, EVAL_PATIENCE, MAX_ECHO, MAX_EVAL_QUEUE};
+use crate::guard;
+use crate::io::{
+    Audience, Bounds, Effect, EffectId, EffectResult, Finish, Measurement, Outcome, Output, Response,
+    StateFile,
+};
+use crate::limits::{
+    EVAL_ACTION_TIMEOUT, EVAL_FETCH_TIMEOUT, EVAL_IDLE_TIMEOUT, EVAL_PATIENCE, EVAL_SUSTAINED_GRACE,
+    MAX_ECHO, MAX_EVAL_FETCHES, MAX_EVAL_QUEUE,
+};
 use crate::outbox::Outbox;
 use crate::release::integrity;
 use crate::release::manifest::{Capabilities, Manifest};
@@ -57,14 +66,32 @@ struct Request {
 struct Running {
     request: Request,
     effect: EffectId,
-    until: Deadline,
+    begun: Now,
+    /// How long it may take.
+    time: Duration,
+}
+
+impl Running {
+    fn new(request: Request, effect: EffectId, time: Duration, now: Now) -> Self {
+        Self { request, effect, begun: now, time }
+    }
+
+    fn until(&self) -> Deadline {
+        self.begun.deadline(self.time, Reason::EvalAction)
+    }
 }
 
 /// The evaluation of one session.
 pub(crate) struct Eval {
     mode: Mode,
-    queue: VecDeque<(Request, crate::io::Measurement)>,
+    /// How far a fetch may reach, and the largest body it may bring.
+    audience: Audience,
+    bounds: Bounds,
+    queue: VecDeque<(Request, Measurement)>,
+    /// The measurement under way: there is one at a time, so that none disturbs another.
     running: Option<Running>,
+    /// The fetches under way, oldest first.
+    fetching: Vec<Running>,
     figures: Figures,
     idle: Option<Deadline>,
     /// Whether the operator knows what is being waited for.
@@ -91,9 +118,19 @@ pub(crate) enum Next {
 }
 
 impl Eval {
-    pub(crate) fn new(mode: Mode) -> Self {
-        let figures = Figures::default();
-        Self { mode, queue: VecDeque::new(), running: None, figures, idle: None, told: false, saving: None }
+    pub(crate) fn new(mode: Mode, audience: Audience, bounds: Bounds) -> Self {
+        Self {
+            mode,
+            audience,
+            bounds,
+            queue: VecDeque::new(),
+            running: None,
+            fetching: Vec::new(),
+            figures: Figures::default(),
+            idle: None,
+            told: false,
+            saving: None,
+        }
     }
 
     /// The session is up: from here on the server is expected to ask.
@@ -108,13 +145,14 @@ impl Eval {
     pub(crate) fn stop(&mut self, out: &mut Outbox) {
         self.queue.clear();
         self.idle = None;
-        if let Some(running) = self.running.take() {
+        for running in self.running.take().into_iter().chain(self.fetching.drain(..)) {
             out.push(Output::Cancel { id: running.effect });
         }
     }
 
     pub(crate) fn deadline(&self) -> Option<Deadline> {
-        self.running.as_ref().map(|running| running.until).or(self.idle)
+        let under_way = self.running.iter().chain(&self.fetching).map(Running::until);
+        under_way.map(Some).fold(None, Deadline::earlier).or(self.idle)
     }
 
     /// Whether the node is admitted, and the authorisation on its way to the disk.
@@ -124,7 +162,7 @@ impl Eval {
 
     /// Whether the effect is one of this machine's.
     pub(crate) fn owns(&self, effect: EffectId) -> bool {
-        self.running.as_ref().is_some_and(|running| running.effect == effect)
+        self.running.iter().chain(&self.fetching).any(|running| running.effect == effect)
             || self.saving.as_ref().is_some_and(|(id, _)| *id == effect)
     }
 
@@ -162,7 +200,35 @@ impl Eval {
                 self.run_next(context.now, context.out);
                 None
             }
+            Ok(Action::Fetch { url, method, timeout }) => {
+                match self.fetch(context.out, &url, method.as_deref(), timeout) {
+                    Ok(effect) => {
+                        let running = Running::new(request, effect, EVAL_FETCH_TIMEOUT, context.now);
+                        self.fetching.push(running);
+                        None
+                    }
+                    Err(reason) => Some(self.answer(context, request, Err(reason))),
+                }
+            }
         }
+    }
+
+    /// Starts a fetch, by all rules for what strangers want fetched.
+    fn fetch(
+        &self,
+        out: &mut Outbox,
+        url: &str,
+        method: Option<&str>,
+        timeout: Duration,
+    ) -> Result<EffectId, String> {
+        if self.fetching.len() >= MAX_EVAL_FETCHES {
+            return Err(format!("{MAX_EVAL_FETCHES} fetches are under way already"));
+        }
+        let request = guard::Request { url, method, headers: Vec::new(), body: None };
+        let bounds = Bounds { whole: timeout, ..self.bounds };
+        let fetch = guard::fetch(request, self.audience, bounds);
+        let fetch = fetch.map_err(|refused| format!("refused: {refused}"))?;
+        Ok(out.perform(Effect::Fetch(fetch)))
     }
 
     /// An effect of this machine ended.
@@ -175,12 +241,17 @@ impl Eval {
         if let Some((_, auth)) = self.saving.take_if(|(id, _)| *id == effect) {
             return Some(Next::Finish(saved(context.out, auth, result)));
         }
-        let running = self.running.take_if(|running| running.effect == effect)?;
+        let running = self.take(|running| running.effect == effect)?;
         let result = match result {
-            EffectResult::Measured(result) => result,
-            EffectResult::Fetched(_) | EffectResult::Written(_) => Err("not a measurement".to_string()),
+            EffectResult::Measured(result) => result.map(|report| report.to_json()),
+            EffectResult::Fetched(Ok(response)) => {
+                let took = context.now.monotonic.saturating_sub(running.begun.monotonic);
+                Ok(fetched(&response, took))
+            }
+            EffectResult::Fetched(Err(error)) => Err(explain(&error)),
+            EffectResult::Written(_) => Err("neither a measurement nor a fetch".to_string()),
         };
-        let next = self.answer(context, running.request, result.map(|report| Report::to_json(&report)));
+        let next = self.answer(context, running.request, result);
         self.run_next(context.now, context.out);
         Some(next)
     }
@@ -201,6 +272,7 @@ impl Eval {
         let nonce =
             nonce.ok_or_else(|| format!("the nonce of join_ready is not 1 to {MAX_JOIN_NONCE} bytes"))?;
         self.idle = None;
+        self.tell_verdict(context.out);
         let auth = JoinAuth {
             signature: context.identity.sign(&nonce),
             join_id: join.join_id,
@@ -216,9 +288,10 @@ impl Eval {
 
     /// What is due: an action that took too long, or a server that no longer asks.
     pub(crate) fn handle_time<C: Crypto>(&mut self, context: &mut Context<'_, C>) -> Option<Next> {
-        if let Some(running) = self.running.take_if(|running| running.until.is_due(context.now)) {
+        let now = context.now;
+        if let Some(running) = self.take(|running| running.until().is_due(now)) {
             context.out.push(Output::Cancel { id: running.effect });
-            let reason = format!("took longer than {} s", EVAL_ACTION_TIMEOUT.as_secs());
+            let reason = format!("took longer than {} s", running.time.as_secs());
             let next = self.answer(context, running.request, Err(reason));
             self.run_next(context.now, context.out);
             return Some(next);
@@ -240,7 +313,7 @@ impl Eval {
     pub(crate) fn finish_unadmitted(&self, out: &mut Outbox, outcome: Outcome, what: &str) -> Finish {
         let verdict = self.figures.verdict();
         let admissible = verdict.is_admissible();
-        let nothing_measured = verdict.not_measured.len() == Figures::default().verdict().not_measured.len();
+        let nothing_measured = self.figures == Figures::default();
         let message = if nothing_measured {
             format!("not admitted: {what}; nothing had been measured yet")
         } else if admissible {
@@ -250,14 +323,27 @@ impl Eval {
         } else {
             format!("not admitted: {what}; {}", verdict.missed.join("; "))
         };
-        if !nothing_measured {
-            out.event(Event::EvalVerdict {
-                admissible,
-                missed: verdict.missed,
-                not_measured: verdict.not_measured,
-            });
-        }
+        self.tell_verdict(out);
         Finish { outcome, message }
+    }
+
+    /// Tells the operator the node's own judgement, where there is anything to judge.
+    fn tell_verdict(&self, out: &mut Outbox) {
+        if self.figures != Figures::default() {
+            let verdict = self.figures.verdict();
+            let admissible = verdict.is_admissible();
+            let Verdict { missed, not_measured } = verdict;
+            out.event(Event::EvalVerdict { admissible, missed, not_measured });
+        }
+    }
+
+    /// Takes the first of those under way for which `is_it` holds.
+    fn take(&mut self, is_it: impl Fn(&Running) -> bool) -> Option<Running> {
+        if let Some(running) = self.running.take_if(|running| is_it(running)) {
+            return Some(running);
+        }
+        let at = self.fetching.iter().position(is_it)?;
+        Some(self.fetching.remove(at))
     }
 
     fn run_next(&mut self, now: Now, out: &mut Outbox) {
@@ -266,8 +352,7 @@ impl Eval {
         }
         if let Some((request, measurement)) = self.queue.pop_front() {
             let effect = out.perform(Effect::Measure(measurement));
-            let until = now.deadline(EVAL_ACTION_TIMEOUT, Reason::EvalAction);
-            self.running = Some(Running { request, effect, until });
+            self.running = Some(Running::new(request, effect, time_of(measurement), now));
         }
     }
 
@@ -288,7 +373,8 @@ impl Eval {
             },
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         });
-        if self.mode == Mode::Eval && self.running.is_none() && self.queue.is_empty() {
+        let at_rest = self.running.is_none() && self.queue.is_empty() && self.fetching.is_empty();
+        if self.mode == Mode::Eval && at_rest {
             self.idle = Some(context.now.deadline(EVAL_PATIENCE, Reason::EvalIdle));
             self.told = false;
         }
@@ -299,6 +385,29 @@ impl Eval {
         let response = EvalResponse { reply_to: request.id, action: request.name, ok, result, error };
         Next::Send(response.encode(context.now.unix_seconds()))
     }
+}
+
+/// How long a measurement may take (protocol.md section 5).
+fn time_of(measurement: Measurement) -> Duration {
+    match measurement {
+        Measurement::Sustained { duration_ms, .. } => {
+            Duration::from_millis(duration_ms.into()) + EVAL_SUSTAINED_GRACE
+        }
+        _ => EVAL_ACTION_TIMEOUT,
+    }
+}
+
+/// The result of `speedtest_fetch`.
+fn fetched(response: &Response, took: Duration) -> Value {
+    let mut result = json!({
+        "ok": (200..400).contains(&response.status), "status": response.status, "bytes": response.body.len(),
+        "node_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+    });
+    let named = |(name, _): &&(String, String)| name.eq_ignore_ascii_case("content-type");
+    if let Some((_, value)) = response.headers.iter().find(named) {
+        result["content_type"] = Value::from(value.as_str());
+    }
+    result
 }
 
 fn saved(out: &mut Outbox, auth: JoinAuth, result: EffectResult) -> Finish {

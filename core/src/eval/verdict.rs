@@ -5,6 +5,7 @@
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
+use core::fmt;
 
 use serde_json::Value;
 
@@ -72,69 +73,91 @@ impl Figures {
         }
     }
 
+    /// Each threshold, and how the figures stand to it.
+    #[must_use]
+    pub fn judge(&self) -> [Judged; 6] {
+        let at_least = |figure: Option<f64>, least: f64| figure.map(|figure| figure >= least);
+        let ratio = |figure: Option<f64>| figure.map(|figure| format!("{figure:.3}"));
+        [
+            Judged {
+                name: "memory",
+                measured: self.memory_bytes.map(|bytes| format!("{} MiB", bytes >> 20)),
+                needed: format!("at least {} MiB", MIN_MEMORY_BYTES >> 20),
+                met: self.memory_bytes.map(|bytes| bytes >= MIN_MEMORY_BYTES),
+                cause: "a machine, or a limit of its container, that is too small",
+            },
+            Judged {
+                name: "event loop",
+                measured: self.event_loop_p99_ns.map(|p99| format!("p99 {:.3} ms", p99 / 1e6)),
+                needed: format!("at most {:.0} ms", MAX_EVENT_LOOP_P99_NS / 1e6),
+                met: self.event_loop_p99_ns.map(|p99| p99 <= MAX_EVENT_LOOP_P99_NS),
+                cause: "a machine that is busy with something else",
+            },
+            Judged {
+                name: "throttle ratio",
+                measured: ratio(self.throttle_ratio),
+                needed: format!("at least {MIN_THROTTLE_RATIO}"),
+                met: at_least(self.throttle_ratio, MIN_THROTTLE_RATIO),
+                cause: "burst credits that are used up, or heat",
+            },
+            Judged {
+                name: "processor share",
+                measured: ratio(self.cpu_time_ratio),
+                needed: format!("at least {MIN_CPU_TIME_RATIO}"),
+                met: at_least(self.cpu_time_ratio, MIN_CPU_TIME_RATIO),
+                cause: "a core that is shared with other programs or other machines",
+            },
+            Judged {
+                name: "slowest window",
+                measured: self.slowest_window_rps.map(|rps| format!("{rps:.1} requests/s")),
+                needed: format!("at least {MIN_WINDOW_RPS} requests/s"),
+                met: at_least(self.slowest_window_rps, MIN_WINDOW_RPS),
+                cause: "a processor that is too slow, or was taken away for a while",
+            },
+            Judged {
+                name: "integrity",
+                measured: self.integrity.map(|ok| if ok { "signed" } else { "not signed" }.to_string()),
+                needed: "a signed statement of what runs".to_string(),
+                met: self.integrity,
+                cause: "a release that is not the network's",
+            },
+        ]
+    }
+
     /// Judges.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         let mut verdict = Verdict::default();
-        let mut judge = |name: &str, missed: Option<Option<String>>| match missed {
-            None => verdict.not_measured.push(name.to_string()),
-            Some(None) => {}
-            Some(Some(sentence)) => verdict.missed.push(sentence),
-        };
-        judge(
-            "memory",
-            self.memory_bytes.map(|bytes| {
-                (bytes < MIN_MEMORY_BYTES).then(|| {
-                    format!("memory is {} MiB, {} MiB are needed", bytes >> 20, MIN_MEMORY_BYTES >> 20)
-                })
-            }),
-        );
-        judge(
-            "event loop",
-            self.event_loop_p99_ns.map(|p99| {
-                (p99 > MAX_EVENT_LOOP_P99_NS).then(|| {
-                    format!(
-                        "the event loop's p99 is {:.1} ms, at most {:.0} ms are allowed (is the machine busy?)",
-                        p99 / 1e6,
-                        MAX_EVENT_LOOP_P99_NS / 1e6
-                    )
-                })
-            }),
-        );
-        judge(
-            "throttle ratio",
-            self.throttle_ratio.map(|ratio| {
-                (ratio < MIN_THROTTLE_RATIO).then(|| {
-                    format!(
-                        "throughput falls to {ratio:.2} of its start, {MIN_THROTTLE_RATIO} is needed (heat, or \
-                         burst credits used up)"
-                    )
-                })
-            }),
-        );
-        judge(
-            "processor share",
-            self.cpu_time_ratio.map(|ratio| {
-                (ratio < MIN_CPU_TIME_RATIO).then(|| {
-                    format!(
-                        "the node got {ratio:.2} of a processor, {MIN_CPU_TIME_RATIO} is needed (a shared core?)"
-                    )
-                })
-            }),
-        );
-        judge(
-            "slowest window",
-            self.slowest_window_rps.map(|rps| {
-                (rps < MIN_WINDOW_RPS).then(|| {
-                    format!("the slowest window has {rps:.1} requests/s, {MIN_WINDOW_RPS} are needed")
-                })
-            }),
-        );
-        judge(
-            "integrity",
-            self.integrity.map(|ok| (!ok).then(|| "the integrity payload does not verify".to_string())),
-        );
+        for judged in self.judge() {
+            match judged.met {
+                None => verdict.not_measured.push(judged.name.to_string()),
+                Some(true) => {}
+                Some(false) => verdict.missed.push(judged.to_string()),
+            }
+        }
         verdict
+    }
+}
+
+/// One threshold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// In a word or two.
+    pub name: &'static str,
+    /// The figure, where there is one.
+    pub measured: Option<String>,
+    /// The threshold.
+    pub needed: String,
+    /// Whether it is met.
+    pub met: Option<bool>,
+    /// What it usually is where it is missed.
+    pub cause: &'static str,
+}
+
+impl fmt::Display for Judged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let measured = self.measured.as_deref().unwrap_or("not measured");
+        write!(f, "{}: {measured}, needed is {} (usually {})", self.name, self.needed, self.cause)
     }
 }
 
@@ -163,7 +186,7 @@ mod tests {
         for (figures, word) in [
             (Figures { memory_bytes: Some(MIN_MEMORY_BYTES - 1), ..good() }, "memory"),
             (Figures { event_loop_p99_ns: Some(50_000_001.0), ..good() }, "event loop"),
-            (Figures { throttle_ratio: Some(0.849), ..good() }, "throughput"),
+            (Figures { throttle_ratio: Some(0.849), ..good() }, "throttle"),
             (Figures { cpu_time_ratio: Some(0.899), ..good() }, "processor"),
             (Figures { slowest_window_rps: Some(49.9), ..good() }, "window"),
             (Figures { integrity: Some(false), ..good() }, "integrity"),

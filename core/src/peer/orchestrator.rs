@@ -12,13 +12,15 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::handshake::Caller;
 use super::integrity;
 use super::streams::{StreamTarget, quick_datum};
 use crate::crypto::{Crypto, Drbg};
-use crate::eval::verdict::{MAX_EVENT_LOOP_P99_NS, MIN_MEMORY_BYTES};
+use crate::eval::verdict::{
+    MAX_EVENT_LOOP_P99_NS, MIN_CPU_TIME_RATIO, MIN_MEMORY_BYTES, MIN_THROTTLE_RATIO, MIN_WINDOW_RPS,
+};
 use crate::limits::{EVAL_ACTION_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_MESSAGE, MAX_STREAMS, PROXY_TIMEOUT};
 use crate::release::manifest::Manifest;
 use crate::text::printable;
@@ -32,8 +34,8 @@ use crate::wire::message::{
 };
 use crate::wire::{base64, hex};
 
-/// What an evaluation measures, in this order.
-pub const BATTERY: [&str; 9] = [
+/// What an evaluation measures, in this order. The fetches go out at once, and only where the terms have a URL.
+pub const BATTERY: [&str; 13] = [
     "capabilities",
     "integrity",
     "benchmark_system",
@@ -42,14 +44,24 @@ pub const BATTERY: [&str; 9] = [
     "benchmark_memory",
     "benchmark_event_loop",
     "benchmark_memory_pressure",
+    "benchmark_composite",
+    "benchmark_sustained",
+    "benchmark_multicore",
     "tunnel_echo",
+    "speedtest_fetch",
 ];
+
+/// Fetches at once (protocol.md section 5).
+pub const SPEEDTESTS: usize = 6;
 
 /// Requests that may wait for their answers at once; one more fails at once.
 pub const MAX_PENDING: usize = 4096;
 
 /// The payload of the echo action, in bytes.
 const ECHO_BYTES: usize = 16 * 1024;
+
+/// For each number of workers, where a short look is enough.
+const QUICK_POINT_MS: u32 = 300;
 
 /// How much longer than the node itself the server waits for an answer, so that the node's own timeout is heard.
 const GRACE: Duration = Duration::from_secs(5);
@@ -61,6 +73,21 @@ pub struct Terms {
     pub min_memory_bytes: u64,
     /// The longest turn of the node's scheduler, 99th percentile, in nanoseconds.
     pub max_event_loop_p99_ns: f64,
+    /// The least of what a sustained measurement must keep, of a processor that it must have, and of requests a second
+    /// in its slowest window.
+    pub min_throttle_ratio: f64,
+    /// See above.
+    pub min_cpu_time_ratio: f64,
+    /// See above.
+    pub min_window_rps: f64,
+    /// How long a sustained measurement is, in milliseconds.
+    pub sustained_ms: u32,
+    /// How long its windows are, in milliseconds.
+    pub window_ms: u32,
+    /// Whether a short look is enough where the measurement decides nothing.
+    pub quick: bool,
+    /// What a node is to fetch.
+    pub speedtest_url: Option<String>,
     /// The release that nodes must run, where one is set.
     pub required_manifest: Option<Manifest>,
     /// Whether a node that passes is told so. Without it a good node waits in vain.
@@ -76,6 +103,13 @@ impl Default for Terms {
         Self {
             min_memory_bytes: MIN_MEMORY_BYTES,
             max_event_loop_p99_ns: MAX_EVENT_LOOP_P99_NS,
+            min_throttle_ratio: MIN_THROTTLE_RATIO,
+            min_cpu_time_ratio: MIN_CPU_TIME_RATIO,
+            min_window_rps: MIN_WINDOW_RPS,
+            sustained_ms: 30_000,
+            window_ms: 5_000,
+            quick: false,
+            speedtest_url: None,
             required_manifest: None,
             admits: true,
             offer_lifetime: Duration::from_secs(600),
@@ -311,8 +345,8 @@ struct PendingEval {
 enum Phase {
     /// Until `hello`.
     Greeting(Deadline),
-    /// Eval mode: the action at this index is under way.
-    Battery { index: usize, id: String, missed: Vec<String> },
+    /// Eval mode: the action at this index is under way, perhaps several times.
+    Battery { index: usize, waiting: BTreeSet<String>, missed: Vec<String> },
     /// Everything after.
     Attached,
     /// [`Output::Close`] was given.
@@ -580,18 +614,33 @@ impl<C: Crypto> Orchestrator<C> {
     /// Asks for the action at `index`, or judges when there is none.
     fn step(&mut self, now: Now, index: usize, missed: Vec<String>) {
         let Some(action) = BATTERY.get(index) else { return self.judge(now, missed) };
-        let params = if *action == "tunnel_echo" {
-            let mut payload = alloc::vec![0; ECHO_BYTES];
-            self.rng.fill(&mut payload);
-            self.echo = base64::encode(&payload);
-            Some(serde_json::json!({ "payload": self.echo, "nonce": self.random_id() }))
-        } else {
-            None
+        let (count, params) = match *action {
+            "tunnel_echo" => {
+                let mut payload = alloc::vec![0; ECHO_BYTES];
+                self.rng.fill(&mut payload);
+                self.echo = base64::encode(&payload);
+                (1, Some(json!({ "payload": self.echo, "nonce": self.random_id() })))
+            }
+            "benchmark_sustained" => {
+                let Terms { sustained_ms, window_ms, .. } = self.terms;
+                (1, Some(json!({ "duration_ms": sustained_ms, "window_ms": window_ms })))
+            }
+            "benchmark_composite" if self.terms.quick => (1, Some(json!({ "quick": true }))),
+            "benchmark_multicore" if self.terms.quick => (1, Some(json!({ "duration_ms": QUICK_POINT_MS }))),
+            "speedtest_fetch" => {
+                let url = self.terms.speedtest_url.as_ref();
+                (url.map_or(0, |_| SPEEDTESTS), url.map(|url| json!({ "target_url": url })))
+            }
+            _ => (1, None),
         };
-        match self.evaluate(now, action, params) {
-            Some(id) => self.phase = Phase::Battery { index, id, missed },
-            None => self.judge(now, missed),
+        let asked = (0..count).map_while(|_| self.evaluate(now, action, params.clone()));
+        let waiting: BTreeSet<String> = asked.collect();
+        if waiting.is_empty() {
+            let not_asked = (count > 0).then(|| format!("{action}: it could not be asked for"));
+            let missed = missed.into_iter().chain(not_asked).collect();
+            return self.step(now, index.saturating_add(1), missed);
         }
+        self.phase = Phase::Battery { index, waiting, missed };
     }
 
     fn evaluate(&mut self, now: Now, action: &str, params: Option<Value>) -> Option<String> {
@@ -628,23 +677,44 @@ impl<C: Crypto> Orchestrator<C> {
         let Some(pending) = self.evals.remove(id) else { return };
         let took = now.monotonic.saturating_sub(pending.asked);
         let action = pending.action;
-        let flaw = self.flaw(now, &action, &outcome);
+        let flaws = self.flaws(now, &action, &outcome);
         self.event(Event::Evaluated { action, outcome, took });
-        if let Phase::Battery { index, id: current, missed } = &mut self.phase {
-            if current == id {
-                let (index, mut missed) = (*index, core::mem::take(missed));
-                missed.extend(flaw);
-                self.step(now, index.saturating_add(1), missed);
+        if let Phase::Battery { index, waiting, missed } = &mut self.phase {
+            if waiting.remove(id) {
+                missed.extend(flaws);
+                if waiting.is_empty() {
+                    let (index, missed) = (*index, core::mem::take(missed));
+                    self.step(now, index.saturating_add(1), missed);
+                }
             }
         }
     }
 
     /// What is wrong with a result, by this server's terms.
-    fn flaw(&self, now: Now, action: &str, outcome: &Result<Value, String>) -> Option<String> {
-        let result = match outcome {
-            Ok(result) => result,
-            Err(error) => return Some(format!("{action}: {error}")),
+    fn flaws(&self, now: Now, action: &str, outcome: &Result<Value, String>) -> Vec<String> {
+        match outcome {
+            Ok(result) if action == "benchmark_sustained" => self.sustained_flaws(result),
+            Ok(result) => self.flaw(now, action, result).into_iter().collect(),
+            Err(error) => alloc::vec![format!("{action}: {error}")],
+        }
+    }
+
+    fn sustained_flaws(&self, result: &Value) -> Vec<String> {
+        let terms = &self.terms;
+        let least = [
+            ("throttle ratio", "throttle_ratio", terms.min_throttle_ratio),
+            ("processor share", "cpu_time_ratio", terms.min_cpu_time_ratio),
+            ("slowest window", "node_rps_min_window", terms.min_window_rps),
+        ];
+        let flaw = |(name, member, least): (&str, &str, f64)| {
+            let figure = result[member].as_f64();
+            let enough = figure.is_some_and(|figure| figure >= least);
+            (!enough).then(|| format!("{name}: {figure:?}, at least {least} is required"))
         };
+        least.into_iter().filter_map(flaw).collect()
+    }
+
+    fn flaw(&self, now: Now, action: &str, result: &Value) -> Option<String> {
         match action {
             "integrity" => {
                 let required = self.terms.required_manifest.as_ref();
@@ -661,12 +731,18 @@ impl<C: Crypto> Orchestrator<C> {
             "benchmark_event_loop" => {
                 let (most, p99) = (self.terms.max_event_loop_p99_ns, result["ns_per_op"]["p99"].as_f64());
                 let fast = p99.is_some_and(|p99| p99 <= most);
-                (!fast).then(|| format!("event loop p99: {p99:?} ns, at most {most} are allowed"))
+                (!fast).then(|| format!("event loop: p99 {p99:?} ns, at most {most} are allowed"))
             }
             "tunnel_echo" => {
                 let whole = result["echo"].as_str() == Some(self.echo.as_str());
                 (!whole).then(|| "tunnel_echo: the payload came back changed".to_string())
             }
+            "benchmark_composite" => {
+                let serves = result["requests_per_second"].as_f64().is_some_and(|rate| rate > 0.0);
+                (!serves).then(|| format!("{action}: no requests"))
+            }
+            "speedtest_fetch" => (result["ok"] != Value::Bool(true))
+                .then(|| format!("{action}: the answer was {}", result["status"])),
             "benchmark_memory_pressure" => {
                 (result["success"] != Value::Bool(true)).then(|| format!("{action}: no success"))
             }
@@ -765,6 +841,9 @@ mod tests {
 
     const NODE_SEED: [u8; 32] = [1; 32];
 
+    /// What is measured where there is no URL to fetch.
+    const WITHOUT_FETCHES: &[&str] = BATTERY.split_at(BATTERY.len() - 1).0;
+
     /// A hand-made node at the other end: its session, and the time of both.
     struct Pair {
         node: Session<Pure>,
@@ -848,6 +927,11 @@ mod tests {
             "benchmark_system" => serde_json::json!({ "total_memory_bytes": 1u64 << 30 }),
             "benchmark_event_loop" => serde_json::json!({ "ns_per_op": { "p99": 3000 } }),
             "benchmark_memory_pressure" => serde_json::json!({ "success": true }),
+            "benchmark_composite" => serde_json::json!({ "requests_per_second": 5000.5 }),
+            "benchmark_sustained" => serde_json::json!({
+                "throttle_ratio": 1.01, "cpu_time_ratio": 0.99, "node_rps_min_window": 4000
+            }),
+            "speedtest_fetch" => serde_json::json!({ "ok": true, "status": 200 }),
             "tunnel_echo" => {
                 serde_json::json!({ "ok": true, "echo": request.params.as_ref().unwrap().payload })
             }
@@ -863,8 +947,8 @@ mod tests {
         let mut asked = Vec::new();
         let mut answer = pair.hello();
         assert!(matches!(answer.remove(0), Message::Ready(_)));
-        while let [Message::EvalRequest(request)] = &answer[..] {
-            let request = request.clone();
+        while let Some(Message::EvalRequest(_)) = answer.first() {
+            let Message::EvalRequest(request) = answer.remove(0) else { unreachable!() };
             asked.push(request.action.clone());
             let outcome = result(&request, pair.now);
             let response = EvalResponse {
@@ -874,16 +958,18 @@ mod tests {
                 error: outcome.clone().err(),
                 result: outcome.ok(),
             };
-            answer = pair.say(response.encode(1));
+            answer.extend(pair.say(response.encode(1)));
         }
         (asked, answer)
     }
 
     #[test]
     fn a_good_node_is_asked_everything_in_order_and_offered_to_join() {
-        let mut pair = Pair::new(Mode::Eval, Terms::default());
+        let terms = Terms { speedtest_url: Some("http://a.example/".into()), ..Terms::default() };
+        let mut pair = Pair::new(Mode::Eval, terms);
         let (asked, last) = evaluate(&mut pair, |request, now| Ok(good_result(request, now)));
-        assert_eq!(asked, BATTERY);
+        assert_eq!(asked[..BATTERY.len()], BATTERY);
+        assert_eq!(asked[BATTERY.len()..], ["speedtest_fetch"; SPEEDTESTS - 1]);
         let [Message::JoinReady(ready)] = &last[..] else { panic!("{last:?}") };
         let Some(Event::Offered(offer)) = pair.events.last().cloned() else { panic!("{:?}", pair.events) };
         assert_eq!(base64::decode(&ready.nonce).unwrap(), offer.nonce);
@@ -903,7 +989,12 @@ mod tests {
     #[test]
     fn a_node_that_misses_a_threshold_is_asked_to_the_end_and_offered_nothing() {
         type Spoil = fn(&mut Value);
-        let spoils: [(&str, Spoil); 4] = [
+        let spoils: [(&str, Spoil); 9] = [
+            ("benchmark_sustained", |v| v["throttle_ratio"] = Value::from(0.849)),
+            ("benchmark_sustained", |v| v["cpu_time_ratio"] = Value::from(0.899)),
+            ("benchmark_sustained", |v| v["node_rps_min_window"] = Value::from(49.9)),
+            ("benchmark_sustained", |v| v["node_rps_min_window"] = Value::Null),
+            ("benchmark_composite", |v| v["requests_per_second"] = Value::from(0)),
             ("benchmark_system", |v| v["total_memory_bytes"] = Value::from(1)),
             ("benchmark_event_loop", |v| v["ns_per_op"]["p99"] = Value::from(5.1e7)),
             ("integrity", |v| v["nonce"] = Value::from("ff")),
@@ -918,7 +1009,7 @@ mod tests {
                 }
                 Ok(result)
             });
-            assert_eq!(asked.len(), BATTERY.len());
+            assert_eq!(asked, WITHOUT_FETCHES);
             assert!(last.is_empty(), "{action}");
             let Some(Event::Judged { missed }) = pair.events.last() else { panic!() };
             assert_eq!(missed.len(), 1, "{action}: {missed:?}");
@@ -929,9 +1020,9 @@ mod tests {
     fn a_failed_or_unanswered_action_counts_as_missed() {
         let mut pair = Pair::new(Mode::Eval, Terms::default());
         let (asked, _) = evaluate(&mut pair, |_, _| Err("broken".to_string()));
-        assert_eq!(asked.len(), BATTERY.len());
+        assert_eq!(asked, WITHOUT_FETCHES);
         let Some(Event::Judged { missed }) = pair.events.last() else { panic!() };
-        assert_eq!(missed.len(), BATTERY.len());
+        assert_eq!(missed.len(), WITHOUT_FETCHES.len());
 
         let mut pair = Pair::new(Mode::Eval, Terms::default());
         pair.hello();

@@ -344,13 +344,22 @@ pub(crate) mod tests {
 
     /// A file of the folder named by `CONSENSUS_VECTORS`; `None`, and a note, where there is none.
     pub(crate) fn vectors(name: &str) -> Option<Value> {
+        text(&(name.to_string() + ".vectors.json")).map(|text| serde_json::from_str(&text).unwrap())
+    }
+
+    /// The messages of the transcripts, in the folder beside that of the vectors.
+    pub(crate) fn transcripts() -> Option<Vec<Value>> {
+        let text = text("../transcripts/messages.jsonl")?;
+        let message = |line: &str| serde_json::from_str::<Value>(line).unwrap()["message"].take();
+        Some(text.lines().map(message).collect())
+    }
+
+    fn text(path: &str) -> Option<String> {
         #[expect(clippy::disallowed_methods, reason = "only this test reads the environment, not the core")]
         let Ok(folder) = std::env::var("CONSENSUS_VECTORS") else {
             std::eprintln!("skipped: CONSENSUS_VECTORS is not set");
             return None;
         };
-        let path = std::path::Path::new(&folder).join(name.to_string() + ".vectors.json");
-        let text = std::fs::read_to_string(&path).unwrap();
-        Some(serde_json::from_str(&text).unwrap())
+        Some(std::fs::read_to_string(std::path::Path::new(&folder).join(path)).unwrap())
     }
 }

@@ -93,6 +93,24 @@ pub struct EvalParams {
     /// Of `benchmark_memory_pressure`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds: Option<Number>,
+    /// Of `benchmark_composite`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quick: Option<bool>,
+    /// Of `benchmark_sustained` and `benchmark_multicore`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<Number>,
+    /// Of `benchmark_sustained`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_ms: Option<Number>,
+    /// Of `speedtest_fetch`: what to fetch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_url: Option<String>,
+    /// Of `speedtest_fetch`: `GET` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Of `speedtest_fetch`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<Number>,
 }
 
 /// The longest message of a type.

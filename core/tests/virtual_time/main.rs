@@ -1,6 +1,7 @@
 //! Whole nodes against a whole server, in virtual time.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod evaluation;
 mod streams;
 mod world;
 
@@ -67,7 +68,7 @@ fn an_evaluation_earns_an_authorisation_that_the_server_takes() {
     let offer = offer.unwrap();
     assert_eq!(auth.join_id, offer.join_id);
     assert_eq!(offer.verify(&Pure, &key, &auth.signature, world.node_now()), Ok(()));
-    assert_eq!(world.count(|event| matches!(event, Event::EvalFinished { ok: true, .. })), 9);
+    assert_eq!(world.count(|event| matches!(event, Event::EvalFinished { ok: true, .. })), 12);
 }
 
 #[test]
@@ -76,7 +77,7 @@ fn a_node_that_is_not_admitted_says_which_threshold_it_missed() {
     world.memory_bytes = 256 << 20;
     let finish = world.run_to_end();
     assert_eq!(finish.outcome, Outcome::Refused);
-    assert!(finish.message.contains("memory is 256 MiB, 512 MiB are needed"), "{}", finish.message);
+    assert!(finish.message.contains("memory: 256 MiB, needed is at least 512 MiB"), "{}", finish.message);
     assert!(!world.files.contains_key(&StateFile::JoinAuth));
 }
 

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use consensus_core::bench::multicore;
 use consensus_core::bench::report::{
-    BenchResult, Cpu, CryptoReport, Memory, MemoryPressure, NsPerOp, Report, System,
+    BenchResult, Composite, Cpu, CryptoReport, Memory, MemoryPressure, NsPerOp, Report, Sustained, System,
 };
 use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
@@ -63,6 +64,8 @@ pub(crate) struct World {
     pub(crate) terms: Terms,
     pub(crate) memory_bytes: u64,
     pub(crate) signer: [u8; 32],
+    /// Whether a measurement comes to its end.
+    pub(crate) measures: bool,
     pub(crate) reply: fn(&Fetch) -> Option<Response>,
     pub(crate) events: Vec<(Duration, Event)>,
     pub(crate) server_events: Vec<(Duration, orchestrator::Event)>,
@@ -117,6 +120,7 @@ impl World {
             terms: Terms::default(),
             memory_bytes: 1 << 30,
             signer: [4; 32],
+            measures: true,
             reply: |_| None,
             events: Vec::new(),
             server_events: Vec::new(),
@@ -406,6 +410,7 @@ impl World {
                 self.fetched.push(fetch);
                 EffectResult::Fetched(Ok(response?))
             }
+            Effect::Measure(_) if !self.measures => return None,
             Effect::Measure(measurement) => {
                 EffectResult::Measured(Ok(report(measurement, self.memory_bytes)))
             }
@@ -477,5 +482,24 @@ fn report(measurement: Measurement, memory_bytes: u64) -> Report {
             rss_after_mb: 3.0,
             rss_retained_mb: 0.0,
         }),
+        Measurement::Composite { .. } => {
+            Report::Composite(Composite { results: Vec::new(), requests_per_second: 4000.0, reliable: true })
+        }
+        Measurement::Sustained { duration_ms, window_ms } => Report::Sustained(Sustained {
+            response_size_bytes: 16 * 1024,
+            duration_ms: duration_ms.into(),
+            window_ms: window_ms.into(),
+            windows: Vec::new(),
+            total_requests: 100_000,
+            node_rps_mean: 4000.0,
+            node_rps_early: 4000.0,
+            node_rps_late: 4000.0,
+            node_rps_min_window: 3900.0,
+            node_rps_max_window: 4100.0,
+            throttle_ratio: 1.0,
+            cpu_time_ratio: 0.99,
+            steady: true,
+        }),
+        Measurement::Multicore { .. } => Report::Multicore(multicore::report(2, &[(1, 1e8), (2, 2e8)])),
     }
 }

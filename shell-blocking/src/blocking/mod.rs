@@ -479,7 +479,7 @@ impl Shell {
             Ok(()) => {
                 self.effects.insert(effect, cancelled);
             }
-            Err(result) => self.own.push_back(Input::Done { effect, result }),
+            Err(result) => self.own.push_back(Input::Done { effect, result: *result }),
         }
     }
 

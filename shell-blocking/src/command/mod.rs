@@ -1,5 +1,6 @@
-//! The command line, the same for both shells: `eval register control start run verify version`.
+//! The command line, the same for both shells: `eval register control start run verify bench version`.
 
+mod bench;
 mod node;
 mod options;
 mod register;
@@ -7,7 +8,7 @@ mod verify;
 mod version;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -39,6 +40,9 @@ pub fn main<R: Runtime>(runtime: &R) -> ExitCode {
     let mut surroundings = Surroundings {
         env: &|name| std::env::var_os(name),
         stdout: &mut std::io::stdout(),
+        colors: std::io::stdout().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
         stderr: &mut std::io::stderr(),
         log: &|common| Log::stderr(common.log, common.log_level),
     };
@@ -50,6 +54,8 @@ struct Surroundings<'a> {
     env: &'a dyn Fn(&str) -> Option<OsString>,
     /// For what was asked for: help, versions.
     stdout: &'a mut dyn Write,
+    /// Whether that may have colours.
+    colors: bool,
     /// For usage errors: one line each, whatever the log looks like. There may be no log yet, and the reader is a
     /// person.
     stderr: &'a mut dyn Write,
@@ -85,7 +91,7 @@ fn dispatch<R: Runtime>(
         return Ok(print(surroundings.stdout, &version::text::<R>(&sources)?));
     }
     let common = sources.common()?;
-    if invocation.command != Name::Register {
+    if !matches!(invocation.command, Name::Register | Name::Bench) {
         // Read again where it is used; here, so that a wrong value is told before anything is done.
         sources.release()?;
     }
@@ -97,6 +103,7 @@ fn dispatch<R: Runtime>(
         Name::Start => node::start(runtime, &sources, &setup),
         Name::Run => node::run(runtime, &sources, &setup),
         Name::Register => register::run(runtime, &sources, &setup),
+        Name::Bench => bench::run(runtime, &sources, &setup, surroundings.stdout, surroundings.colors),
         Name::Verify | Name::Version => verify::run(runtime, &sources, &setup),
     };
     match result {

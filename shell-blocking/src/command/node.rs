@@ -32,7 +32,8 @@ pub(super) fn eval<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup
     let state_dir = setup.open_state_dir()?;
     let registration = state_dir.registration()?;
     register::check(sources, &state_dir, registration.as_ref())?;
-    let serving = Serving { limits: Limits::default(), allow_private_targets: false };
+    let allow_private_targets = sources.allow_private_targets();
+    let serving = Serving { limits: Limits::default(), allow_private_targets };
     let tunnel = Some((Mode::Eval, tunnel));
     let plan = Plan { tunnel, serving, listen: None, registration, state_dir, _lock: None };
     let finish = drive(runtime, sources, setup, plan)?;

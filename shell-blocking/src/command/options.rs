@@ -27,6 +27,7 @@ pub(super) enum Name {
     Start,
     Run,
     Verify,
+    Bench,
     Version,
 }
 
@@ -135,7 +136,9 @@ subcommand! {
     "Let the network measure this machine. Needs no registration; on a pass, the authorisation to register is saved. \
      Ends with code 4 when the machine is not admitted, and says which of the thresholds it knows were missed.",
     example: "{command_name} --server https://server.example",
-    [network tunnel common] {}
+    [network tunnel common] {
+        (allow_private_targets "let the server have private addresses fetched: for a lab only")
+    }
 }
 
 subcommand! {
@@ -193,6 +196,20 @@ subcommand! {
 }
 
 subcommand! {
+    Bench "bench",
+    "Measure this machine as the network does when it evaluates one, and say whether it would be admitted and what \
+     usually is the cause where not. Takes about a minute and a half, and needs no network; other work of the machine \
+     shows in the figures.",
+    example: "{command_name} --quick",
+    [] {
+        (log "FORMAT" "json or text (CONSENSUS_LOG; default: text on a terminal, else json)")
+        (log_level "LEVEL" "debug, info, warn or error (CONSENSUS_LOG_LEVEL; default info)")
+        (quick "measure what decides, for a few seconds")
+        (json "print one JSON object")
+    }
+}
+
+subcommand! {
     Version "version",
     "Say what this program is.",
     example: "{command_name} --json",
@@ -232,6 +249,7 @@ enum Subcommand {
     Start(Start),
     Run(Run),
     Verify(Verify),
+    Bench(Bench),
     Version(Version),
 }
 
@@ -268,6 +286,7 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
             Subcommand::Start(options) => options.into_invocation(),
             Subcommand::Run(options) => options.into_invocation(),
             Subcommand::Verify(options) => options.into_invocation(),
+            Subcommand::Bench(options) => options.into_invocation(),
             Subcommand::Version(options) => options.into_invocation(),
         }),
         Err(exit) if exit.status.is_ok() => Err(NoInvocation::Help(wrap(&exit.output))),

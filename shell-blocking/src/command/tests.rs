@@ -112,8 +112,13 @@ impl World {
         let make_log = |common: &Common| {
             Log::to_writer(Box::new(log.clone()), common.log.unwrap_or(Format::Text), common.log_level)
         };
-        let mut surroundings =
-            Surroundings { env: &find, stdout: &mut stdout, stderr: &mut stderr, log: &make_log };
+        let mut surroundings = Surroundings {
+            env: &find,
+            stdout: &mut stdout,
+            colors: false,
+            stderr: &mut stderr,
+            log: &make_log,
+        };
         let code = run(runtime, arguments, &mut surroundings);
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let log = log.0.lock().unwrap().clone();

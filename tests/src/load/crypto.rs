@@ -289,9 +289,10 @@ impl Operations {
         let mut frame = session.seal(FrameType::Data, request);
         let arrived = frame.clone();
         let issuer = Pure.public_key(&issuer);
-        let gate = Gate { issuer_key: Some(&issuer), node_id: NODE_ID, max_body: 0 };
-        let asked = responder.open(&mut frame, gate, now).map_err(|refused| fault(&refused.reason))?;
-        let answer = asked.respond(response);
+        let gate = Gate { issuer_key: Some(&issuer), node_id: NODE_ID };
+        let taken = responder.open(&mut frame, 0).and_then(|opened| opened.verify(gate, now));
+        let asked = taken.map_err(|refused| fault(&refused.reason))?;
+        let answer = asked.encode(response).seal();
         let mut operations = crypto.notes.take();
         if on_tunnel {
             let stream_id = || String::from("00000000-0000-4000-8000-000000000000");

@@ -212,13 +212,22 @@ impl Link {
 
     async fn session(&mut self, accepted: Accepted<Pure>) -> Ended {
         let options = &self.shared.options;
+        let default = Terms::default();
+        let least = |strict: f64| if options.lenient { 0.0 } else { strict };
         let terms = Terms {
+            min_throttle_ratio: least(default.min_throttle_ratio),
+            min_cpu_time_ratio: least(default.min_cpu_time_ratio),
+            min_window_rps: least(default.min_window_rps),
+            sustained_ms: options.sustained_ms,
+            window_ms: options.window_ms,
+            quick: options.quick,
+            speedtest_url: options.speedtest_url.clone(),
             min_memory_bytes: options.min_memory_mb << 20,
             max_event_loop_p99_ns: options.max_event_loop_p99_ms * 1e6,
             required_manifest: self.shared.state().required.clone(),
             admits: !options.refuse_eval,
             tells_plaintexts: self.shared.journal.keeps_traffic(),
-            ..Terms::default()
+            ..default
         };
         let (rng, now) = (self.shared.fork_rng(), self.shared.now());
         let mut machine = Machine::new(Pure, accepted.session, accepted.caller, terms, rng, now);

@@ -57,7 +57,8 @@ fn a_fresh_node_is_evaluated_registered_and_in_service(shell: Shell) {
         .filter(|line| line.event() == "eval_finished")
         .map(|line| line.value["action"].as_str().unwrap())
         .collect();
-    assert_eq!(done, BATTERY);
+    // Nothing is fetched where the server has nothing to fetch.
+    assert_eq!(done, BATTERY[..BATTERY.len() - 1]);
     let auth = json(&state.join("join-auth.json"));
     for member in ["join_id", "alg", "nonce", "signature", "expires_at", "saved_at"] {
         assert!(!auth[member].is_null(), "{auth}");

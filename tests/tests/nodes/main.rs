@@ -11,6 +11,7 @@ mod bad_peers;
 mod exit_codes;
 mod first_steps;
 mod logs;
+mod measuring;
 mod outages;
 mod serving;
 mod settings;

@@ -91,8 +91,9 @@ fn what_the_node_sends_has_the_members_that_the_deployed_node_sends(shell: Shell
         }
     }
 
-    let lab = Lab::with(shell, Options::default());
-    let exit = lab.run(&["eval"]);
+    let options = Options { speedtest_url: Some(String::from("/b/16384")), ..Options::default() };
+    let lab = Lab::with(shell, options);
+    let exit = lab.run(&["eval", "--allow-private-targets"]);
     assert_eq!(exit.code, Some(0), "{}", exit.stderr());
     lab.network.register_node().unwrap();
     let node = lab.start(&["control", "--allow-private-targets"]);
@@ -119,7 +120,11 @@ fn what_the_node_sends_has_the_members_that_the_deployed_node_sends(shell: Shell
         "eval_response integrity",
         "eval_response benchmark_system",
         "eval_response benchmark_event_loop",
+        "eval_response benchmark_composite",
+        "eval_response benchmark_sustained",
+        "eval_response benchmark_multicore",
         "eval_response tunnel_echo",
+        "eval_response speedtest_fetch",
         "proxy_response",
         "error  proxy_failed",
     ] {
