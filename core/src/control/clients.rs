@@ -333,7 +333,8 @@ impl<C: Crypto> Control<C> {
             }
         };
         let claims = &request.claims;
-        let spent = self.clients.spent.spend(context.crypto, &claims.jti, claims.iat, claims.exp);
+        let spent =
+            self.clients.spent.spend(context.crypto, &claims.jti, claims.iat, claims.exp, context.now);
         if let Err(error) = spent {
             self.counters.refused += 1;
             let reason = match error {

@@ -93,7 +93,7 @@ impl<C: Crypto> Control<C> {
         before: Before,
         started: Now,
     ) -> Self {
-        let spent = Spent::new(started.unix_seconds(), before);
+        let spent = Spent::new(started, before);
         Self {
             node_id: registration.map(|registration| registration.node_id.clone()).unwrap_or_default(),
             issuer_key: registration.and_then(Registration::server_key),
@@ -118,7 +118,7 @@ impl<C: Crypto> Control<C> {
 
     /// What a process that starts after this one must know of its tickets.
     pub(crate) fn spent_file(&self, now: Now) -> Vec<u8> {
-        self.clients.spent().file(now.unix_seconds())
+        self.clients.spent().file(now)
     }
 
     /// The session is up: the first heartbeat goes out at once.
