@@ -633,6 +633,10 @@ fn a_restart_does_not_open_the_replay_window_again() {
     assert_eq!(exchange(&mut world, "s1", &spent, TARGET)["code"], "unauthorized");
     assert_eq!(exchange(&mut world, "s2", &unspent, TARGET)["type"], "proxy_response");
 
+    // What it spent would not be in the file that was written for the next process.
+    assert_eq!(world.finish, None);
+    assert_eq!(connect(&mut world, 5, |_| {}), 101);
+    assert_eq!(world.wanted.last(), Some(&end(5, 1001, "this node stops")));
     let mut world = restarted(&killed);
     assert_eq!(exchange(&mut world, "s1", &spent, TARGET)["code"], "unauthorized");
     assert_eq!(exchange(&mut world, "s2", &unspent, TARGET)["code"], "unauthorized", "nobody knows");
