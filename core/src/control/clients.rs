@@ -294,7 +294,6 @@ impl<C: Crypto> Control<C> {
         };
         match responder.open(&mut frame, gate, context.now) {
             Ok(request) => {
-                self.clients.inits.give_back(self.limits.max_inits);
                 drop(frame);
                 self.client_fetch(context, id, request);
             }
@@ -344,6 +343,7 @@ impl<C: Crypto> Control<C> {
             context.out.event(Event::ProxyFailed { origin: None, reason: reason.to_string() });
             return self.refuse_client(context, id, request, Refusal::Unauthorized, reason);
         }
+        self.clients.inits.give_back(self.limits.max_inits);
         let asker = Asker::DataPlane { client: id, request: Box::new(request) };
         let effect = self.start_fetch(context, asker, prepared);
         self.clients.wait(id, None);

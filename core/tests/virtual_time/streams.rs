@@ -505,6 +505,24 @@ fn inits_without_a_paid_request_are_bounded_by_the_second() {
 }
 
 #[test]
+fn a_ticket_that_was_spent_pays_for_no_more_inits() {
+    let mut config = paid_config();
+    config.limits.max_inits = 3;
+    let mut world = run(config);
+    let token = paid(&world, "t", TARGET);
+    assert_eq!(exchange_local(&mut world, 0, &token, SECOND)["type"], "proxy_response");
+    for id in 1..4 {
+        // No time passes, in which more inits might come.
+        assert_eq!(exchange_local(&mut world, id, &token, Duration::ZERO)["code"], "unauthorized");
+    }
+    assert_eq!(connect(&mut world, 4, |_| {}), 101);
+    let init = Connecting::start(Pure, "node-1", &mut Drbg::new([1; 32]), world.node_now()).1;
+    world.feed(Input::LocalMessage { id: LocalId(4), data: init });
+    let end = Output::CloseLocal { id: LocalId(4), code: 1013, reason: "this node is busy".into() };
+    assert_eq!(world.wanted.last(), Some(&end));
+}
+
+#[test]
 fn a_ticket_for_a_target_that_is_not_fetched_is_not_burnt() {
     let mut config = paid_config();
     config.limits.max_requests = 1;
@@ -545,7 +563,7 @@ fn last_local(world: &World) -> Vec<u8> {
     world.wanted.iter().rev().find_map(sent).unwrap()
 }
 
-fn exchange_local(world: &mut World, id: u64, token: &str) -> Value {
+fn exchange_local(world: &mut World, id: u64, token: &str, time: Duration) -> Value {
     assert_eq!(connect(world, id, |_| {}), 101);
     let mut rng = Drbg::new([3; 32]);
     let (connecting, init) = Connecting::start(Pure, "node-1", &mut rng, world.node_now());
@@ -555,7 +573,7 @@ fn exchange_local(world: &mut World, id: u64, token: &str) -> Value {
     let request = json!({"type": "proxy_request", "token": token, "target_url": TARGET});
     let frame = session.seal(FrameType::Data, FrameBuf::from_plaintext(request.to_string().as_bytes()));
     world.feed(Input::LocalMessage { id: LocalId(id), data: frame });
-    world.run_for(SECOND);
+    world.run_for(time);
     json(session.open(&mut last_local(world)).unwrap().1)
 }
 
@@ -567,8 +585,8 @@ fn a_client_at_the_local_api_is_served_without_the_tunnel_and_tickets_are_the_sa
     world.weather = super::world::Weather::Refusing;
     world.cut();
     world.run_for(SECOND);
-    assert_eq!(exchange_local(&mut world, 1, &spent)["code"], "unauthorized");
-    assert_eq!(exchange_local(&mut world, 2, &other)["type"], "proxy_response");
+    assert_eq!(exchange_local(&mut world, 1, &spent, SECOND)["code"], "unauthorized");
+    assert_eq!(exchange_local(&mut world, 2, &other, SECOND)["type"], "proxy_response");
     let end = Output::CloseLocal { id: LocalId(2), code: 1000, reason: "data-plane complete".into() };
     assert_eq!(world.wanted.last(), Some(&end));
 }
@@ -588,6 +606,10 @@ fn a_client_at_the_local_api_that_does_not_go_on_or_speaks_something_else_is_clo
     assert_eq!(connect(&mut world, 4, |_| {}), 101);
     world.feed(Input::Stop);
     assert_eq!(world.wanted.last(), Some(&end(4, 1001, "this node stops")));
+    // What it spent would not be in the file that was written for the next process.
+    assert_eq!(world.finish, None);
+    assert_eq!(connect(&mut world, 5, |_| {}), 101);
+    assert_eq!(world.wanted.last(), Some(&end(5, 1001, "this node stops")));
 }
 
 #[test]
@@ -633,10 +655,6 @@ fn a_restart_does_not_open_the_replay_window_again() {
     assert_eq!(exchange(&mut world, "s1", &spent, TARGET)["code"], "unauthorized");
     assert_eq!(exchange(&mut world, "s2", &unspent, TARGET)["type"], "proxy_response");
 
-    // What it spent would not be in the file that was written for the next process.
-    assert_eq!(world.finish, None);
-    assert_eq!(connect(&mut world, 5, |_| {}), 101);
-    assert_eq!(world.wanted.last(), Some(&end(5, 1001, "this node stops")));
     let mut world = restarted(&killed);
     assert_eq!(exchange(&mut world, "s1", &spent, TARGET)["code"], "unauthorized");
     assert_eq!(exchange(&mut world, "s2", &unspent, TARGET)["code"], "unauthorized", "nobody knows");
