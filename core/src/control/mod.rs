@@ -185,6 +185,7 @@ impl<C: Crypto> Control<C> {
             context.out.event(Event::Unsupported { what: ["a stream: ", text].concat() });
             let answer =
                 message::error(context.seconds(), Some(&stream_id), "unsupported_stream_target", text);
+            self.streams.refuse(&stream_id);
             return context.send(answer);
         };
         if self.streams.contains(&stream_id) {
@@ -321,6 +322,7 @@ impl<C: Crypto> Control<C> {
     /// The node ends a stream.
     fn close_stream(&mut self, context: &mut Context<'_, C>, stream_id: &str, reason: &str) {
         self.streams.remove(stream_id);
+        self.streams.refuse(stream_id);
         let close = StreamClose { stream_id: stream_id.to_string(), reason: Some(reason.to_string()) };
         context.send(close.encode(context.now.unix_seconds()));
     }

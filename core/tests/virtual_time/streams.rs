@@ -523,6 +523,23 @@ fn a_ticket_that_was_spent_pays_for_no_more_inits() {
 }
 
 #[test]
+fn what_still_comes_for_a_refused_stream_is_nobodys() {
+    let mut world = serving();
+    let request = br#"{"id":"a","url":"http://203.0.114.10/"}"#;
+    let refused = [
+        r#"{"kind":"raw-tunnel","host":"127.0.0.1","port":22}"#,
+        r#"{"kind":"public-tunnel-stream","tunnel_id":"t"}"#,
+        "dance",
+    ];
+    for target in refused {
+        send(&mut world, open(target, target));
+        send(&mut world, data(target, request));
+        assert!(stream(&world, target).0.is_empty(), "{target}");
+    }
+    assert!(world.fetched.is_empty());
+}
+
+#[test]
 fn a_ticket_for_a_target_that_is_not_fetched_is_not_burnt() {
     let mut config = paid_config();
     config.limits.max_requests = 1;
