@@ -9,6 +9,7 @@ use consensus_core::data_plane::dedupe;
 use consensus_core::data_plane::replay::Before;
 use consensus_core::data_plane::ticket::{self, Claims};
 use consensus_core::event::Event;
+use consensus_core::guard::MAX_URL;
 use consensus_core::io::{
     Audience, FetchError, FetchErrorKind, Input, LinkId, LocalId, LocalRequest, Output, SocketEnd, SocketId,
     StateFile,
@@ -520,6 +521,15 @@ fn a_ticket_that_was_spent_pays_for_no_more_inits() {
     world.feed(Input::LocalMessage { id: LocalId(4), data: init });
     let end = Output::CloseLocal { id: LocalId(4), code: 1013, reason: "this node is busy".into() };
     assert_eq!(world.wanted.last(), Some(&end));
+}
+
+#[test]
+fn a_url_that_is_never_fetched_is_not_compared_with_the_ticket() {
+    let mut world = serving();
+    let token = paid(&world, "t", TARGET);
+    let url = format!("{TARGET}?{}", "&a".repeat(MAX_URL));
+    assert_eq!(exchange(&mut world, "s", &token, &url)["code"], "bad_request");
+    assert_eq!(exchange(&mut world, "t", &token, TARGET)["type"], "proxy_response");
 }
 
 #[test]
