@@ -30,7 +30,7 @@ use crate::release::manifest::{Capabilities, Manifest};
 use crate::state::Registration;
 use crate::time::{Deadline, Now, Reason, iso8601};
 use crate::wire::base64;
-use crate::wire::message::{EvalParams, JoinedHeaders, joined_headers};
+use crate::wire::message::{EvalParams, JoinedHeaders, few_headers, joined_headers};
 
 /// What the API needs of the node it speaks for.
 pub(crate) struct Context<'a, C: Crypto> {
@@ -89,6 +89,7 @@ pub(crate) struct Api {
 struct ProxyBody<'a> {
     target_url: Option<String>,
     method: Option<String>,
+    #[serde(default, deserialize_with = "few_headers")]
     headers: Option<BTreeMap<String, String>>,
     #[serde(borrow)]
     body: Option<&'a RawValue>,

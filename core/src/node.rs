@@ -415,6 +415,8 @@ impl<C: Crypto> Node<C> {
         }
         // A WebSocket for the data plane, which is served where the tickets are kept.
         let (code, reason) = match (&mut self.control, &self.registration) {
+            // The file of what was spent is written already.
+            _ if matches!(self.phase, Phase::Stopping(_)) => (1001, "this node stops"),
             (Some(control), _) => return control.handle_local_open(self.now, &mut self.out, id),
             (None, Some(_)) => (1013, "this process serves the local API alone; `run` serves the data plane"),
             (None, None) => (1011, "this node is not registered"),

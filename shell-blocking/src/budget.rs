@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes held at once.
 const MAX_HELD: usize = 64 * 1024 * 1024;
 
+/// A share leaves this part of its own size to others. The largest response a node takes by default still fits.
+const LEFT_FOR_OTHERS: usize = 8;
+
 /// What is held; clones count together.
 #[derive(Clone, Debug, Default)]
 pub struct Budget(Arc<AtomicUsize>);
@@ -43,7 +46,10 @@ impl Share {
             return true;
         }
         let held = &self.budget.0;
-        if held.fetch_add(more, Ordering::Relaxed).saturating_add(more) > MAX_HELD {
+        // The larger a share, the more it leaves to others: a few targets with large responses that never end must not
+        // keep every small one out.
+        let room = MAX_HELD.saturating_sub(bytes / LEFT_FOR_OTHERS);
+        if held.fetch_add(more, Ordering::Relaxed).saturating_add(more) > room {
             held.fetch_sub(more, Ordering::Relaxed);
             return false;
         }
@@ -60,7 +66,24 @@ impl Drop for Share {
 
 #[cfg(test)]
 mod tests {
+    use consensus_core::limits::Limits;
+
     use super::*;
+
+    #[test]
+    fn large_shares_leave_room_for_small_ones() {
+        let budget = Budget::default();
+        let mut large: Vec<Share> = (0..16).map(|_| budget.share()).collect();
+        // All grow until none can any more.
+        let mut bytes = 0;
+        while large.iter_mut().any(|share| share.hold(bytes + 4096)) {
+            bytes += 4096;
+        }
+        let mut small: Vec<Share> = (0..16).map(|_| budget.share()).collect();
+        assert!(small.iter_mut().all(|share| share.hold(16 * 1024)));
+        drop((large, small));
+        assert!(budget.share().hold(Limits::default().max_response_body), "one large response fits");
+    }
 
     #[test]
     fn shares_are_bounded_together_and_given_back() {

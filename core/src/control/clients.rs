@@ -291,7 +291,6 @@ impl<C: Crypto> Control<C> {
         let opened = responder.open(&mut frame, self.limits.max_request_body);
         match opened.and_then(|opened| opened.verify(gate, context.now)) {
             Ok(request) => {
-                self.clients.inits.give_back(self.limits.max_inits);
                 drop(frame);
                 self.client_fetch(context, id, request);
             }
@@ -330,7 +329,8 @@ impl<C: Crypto> Control<C> {
             }
         };
         let claims = &request.claims;
-        let spent = self.clients.spent.spend(context.crypto, &claims.jti, claims.iat, claims.exp);
+        let spent =
+            self.clients.spent.spend(context.crypto, &claims.jti, claims.iat, claims.exp, context.now);
         if let Err(error) = spent {
             self.counters.refused += 1;
             let reason = match error {
@@ -340,6 +340,7 @@ impl<C: Crypto> Control<C> {
             context.out.event(Event::ProxyFailed { origin: None, reason: reason.to_string() });
             return self.refuse_client(context, id, request, Refusal::Unauthorized, reason);
         }
+        self.clients.inits.give_back(self.limits.max_inits);
         let asker = Asker::DataPlane { client: id, request: Box::new(request) };
         let effect = self.start_fetch(context, asker, prepared);
         self.clients.wait(id, None);

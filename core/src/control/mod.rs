@@ -95,7 +95,7 @@ impl<C: Crypto> Control<C> {
         before: Before,
         started: Now,
     ) -> Self {
-        let spent = Spent::new(started.unix_seconds(), before);
+        let spent = Spent::new(started, before);
         Self {
             node_id: registration.map(|registration| registration.node_id.clone()).unwrap_or_default(),
             issuer_key: registration.and_then(Registration::server_key),
@@ -120,7 +120,7 @@ impl<C: Crypto> Control<C> {
 
     /// What a process that starts after this one must know of its tickets.
     pub(crate) fn spent_file(&self, now: Now) -> Vec<u8> {
-        self.clients.spent().file(now.unix_seconds())
+        self.clients.spent().file(now)
     }
 
     /// The session is up: the first heartbeat goes out at once.
@@ -187,6 +187,7 @@ impl<C: Crypto> Control<C> {
             context.out.event(Event::Unsupported { what: ["a stream: ", text].concat() });
             let answer =
                 message::error(context.seconds(), Some(&stream_id), "unsupported_stream_target", text);
+            self.streams.refuse(&stream_id);
             return context.send(answer);
         };
         if self.streams.contains(&stream_id) {
@@ -323,6 +324,7 @@ impl<C: Crypto> Control<C> {
     /// The node ends a stream.
     fn close_stream(&mut self, context: &mut Context<'_, C>, stream_id: &str, reason: &str) {
         self.streams.remove(stream_id);
+        self.streams.refuse(stream_id);
         let close = StreamClose { stream_id: stream_id.to_string(), reason: Some(reason.to_string()) };
         context.send(close.encode(context.now.unix_seconds()));
     }

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use crate::io::Response;
 use crate::limits::MAX_ID;
 use crate::wire::base64;
-use crate::wire::message::{BodyEncoding, JoinedHeaders, decode_body, joined_headers};
+use crate::wire::message::{BodyEncoding, JoinedHeaders, decode_body, few_headers, joined_headers};
 
 /// The asker's own name for a request, as JSON: text or a number, repeated in the answer.
 pub(super) type Id = Box<RawValue>;
@@ -38,6 +38,7 @@ pub(super) fn request(data: &[u8], max_body: usize) -> Result<Request, (Option<I
     struct Datum<'a> {
         url: Option<String>,
         method: Option<String>,
+        #[serde(default, deserialize_with = "few_headers")]
         headers: Option<BTreeMap<String, String>>,
         #[serde(borrow)]
         body: Option<&'a RawValue>,

@@ -111,6 +111,18 @@ impl Streams {
 
     pub(super) fn remove(&mut self, stream_id: &str) -> Option<Stream> {
         let (stream_id, stream) = self.open.remove_entry(stream_id)?;
+        self.remember(stream_id);
+        Some(stream)
+    }
+
+    /// A stream that was refused has ended as well: what is on its way for it is nobody's.
+    pub(super) fn refuse(&mut self, stream_id: &str) {
+        if !self.open.contains_key(stream_id) && !self.ended_names.contains(stream_id) {
+            self.remember(stream_id.into());
+        }
+    }
+
+    fn remember(&mut self, stream_id: String) {
         if self.ended.len() >= MAX_ENDED_STREAMS {
             if let Some(oldest) = self.ended.pop_front() {
                 self.ended_names.remove(&oldest);
@@ -118,7 +130,6 @@ impl Streams {
         }
         self.ended_names.insert(stream_id.clone());
         self.ended.push_back(stream_id);
-        Some(stream)
     }
 
     /// The session is gone: the names begin anew.

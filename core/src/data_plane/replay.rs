@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ticket::CLOCK_TOLERANCE;
 use crate::crypto::Crypto;
+use crate::time::Now;
 use crate::wire::hex;
 
 /// Tickets kept; the oldest goes first.
@@ -26,8 +27,9 @@ type Name = [u8; 16];
 /// old end has expired long before at any rate a node has.
 #[derive(Debug)]
 pub struct Spent {
-    /// The first `iat` that is taken.
+    /// The first `iat` that is taken, by the clock as it was at the start.
     first: u64,
+    started: Now,
     /// When each expires.
     names: BTreeMap<Name, u64>,
     order: VecDeque<Name>,
@@ -50,6 +52,9 @@ pub enum Before {
 pub struct Left {
     /// `false` while a process serves, and after one that was killed.
     clean: bool,
+    /// The first `iat` that was taken: what the process before this one refused, the next one refuses too.
+    #[serde(default)]
+    first: u64,
     /// The tickets that had not expired: hashed name, expiry.
     tickets: Vec<(String, u64)>,
 }
@@ -85,18 +90,22 @@ pub enum SpendError {
 }
 
 impl Spent {
-    /// The window of a process that starts at that time (unix seconds).
+    /// The window of a process that starts at that time.
     ///
-    /// After a clean stop it goes on where it was. Else tickets from before the start are refused: those older than
+    /// After a clean stop it goes on where it was, with what was refused then. Else tickets from before the start are refused: those older than
     /// the tolerance of the clocks where nothing can have been spent within it, and, after a process that was killed,
     /// also those that an issuer whose clock is ahead may have issued before the start.
     #[must_use]
-    pub fn new(started: u64, before: Before) -> Self {
-        let mut spent = Self { first: 0, names: BTreeMap::new(), order: VecDeque::new() };
+    pub fn new(started: Now, before: Before) -> Self {
+        let mut spent = Self { first: 0, started, names: BTreeMap::new(), order: VecDeque::new() };
+        let seconds = started.unix_seconds();
+        let after = seconds.saturating_add(CLOCK_TOLERANCE).saturating_add(1);
         match before {
-            Before::Never => spent.first = started.saturating_sub(CLOCK_TOLERANCE),
-            Before::Unclean => spent.first = started.saturating_add(CLOCK_TOLERANCE).saturating_add(1),
+            Before::Never => spent.first = seconds.saturating_sub(CLOCK_TOLERANCE),
+            Before::Unclean => spent.first = after,
             Before::Clean(left) => {
+                // No later than a killed process would have it: the clock may have been set back since.
+                spent.first = left.first.min(after);
                 for (name, expires) in left.tickets {
                     let name = hex::decode(&name).and_then(|name| Name::try_from(name).ok());
                     // One that cannot be read is one that cannot be remembered.
@@ -106,6 +115,17 @@ impl Spent {
             }
         }
         spent
+    }
+
+    /// The first `iat` that is taken, by the clock as it is now: it may have been set since the start.
+    fn first(&self, now: Now) -> u64 {
+        let passed = now.monotonic.saturating_sub(self.started.monotonic);
+        let expected = self.started.unix.saturating_add(passed);
+        match now.unix.checked_sub(expected) {
+            // A part of a second counts as one: rather refuse too much.
+            Some(ahead) => self.first.saturating_add(ahead.as_secs() + u64::from(ahead.subsec_nanos() > 0)),
+            None => self.first.saturating_sub(expected.saturating_sub(now.unix).as_secs()),
+        }
     }
 
     /// Spends the ticket of that name, issued and expiring at those times (unix seconds). To be called last, after
@@ -119,8 +139,9 @@ impl Spent {
         jti: &str,
         issued_at: u64,
         expires_at: u64,
+        now: Now,
     ) -> Result<(), SpendError> {
-        if issued_at < self.first {
+        if issued_at < self.first(now) {
             return Err(SpendError::BeforeStart);
         }
         let hash = crypto.sha256(&[jti.as_bytes()]);
@@ -144,13 +165,14 @@ impl Spent {
 
     /// The file of a clean stop at that time: what a process that starts at once must know.
     #[must_use]
-    pub fn file(&self, now: u64) -> Vec<u8> {
+    pub fn file(&self, now: Now) -> Vec<u8> {
+        let seconds = now.unix_seconds();
         let alive = |name: &&Name| {
-            self.names.get(*name).is_some_and(|expires| expires.saturating_add(CLOCK_TOLERANCE) >= now)
+            self.names.get(*name).is_some_and(|expires| expires.saturating_add(CLOCK_TOLERANCE) >= seconds)
         };
         let ticket = |name: &Name| (hex::encode(name), self.names.get(name).copied().unwrap_or(u64::MAX));
         let tickets = self.order.iter().filter(alive).map(ticket).collect();
-        serde_json::to_vec(&Left { clean: true, tickets }).unwrap_or_default()
+        serde_json::to_vec(&Left { clean: true, first: self.first(now), tickets }).unwrap_or_default()
     }
 }
 
@@ -159,16 +181,22 @@ mod tests {
     use super::*;
     use crate::crypto::pure::Pure;
     use alloc::format;
+    use core::time::Duration;
 
     const START: u64 = 1000;
 
+    /// That many seconds, by a clock that nobody sets.
+    fn at(seconds: u64) -> Now {
+        Now { monotonic: Duration::from_secs(seconds), unix: Duration::from_secs(seconds) }
+    }
+
     fn spend(spent: &mut Spent, jti: &str, issued_at: u64) -> Result<(), SpendError> {
-        spent.spend(&Pure, jti, issued_at, issued_at + 60)
+        spent.spend(&Pure, jti, issued_at, issued_at + 60, at(issued_at.max(START)))
     }
 
     #[test]
     fn a_ticket_is_spent_once() {
-        let mut spent = Spent::new(START, Before::Never);
+        let mut spent = Spent::new(at(START), Before::Never);
         assert_eq!(spend(&mut spent, "a", START), Ok(()));
         assert_eq!(spend(&mut spent, "a", START), Err(SpendError::Replayed));
         assert_eq!(spend(&mut spent, "b", START), Ok(()));
@@ -176,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_ticket_from_before_the_first_start_is_refused_and_not_burnt() {
-        let mut spent = Spent::new(START, Before::Never);
+        let mut spent = Spent::new(at(START), Before::Never);
         assert_eq!(spend(&mut spent, "a", START - 6), Err(SpendError::BeforeStart));
         assert_eq!(spend(&mut spent, "a", START - 5), Ok(()), "within the tolerance of the clocks");
     }
@@ -186,7 +214,7 @@ mod tests {
         for file in [&serving_file()[..], b"", b"{", b"{\"clean\":true}", b"[]"] {
             let before = Before::from_file(file);
             assert_eq!(before, Before::Unclean, "{}", String::from_utf8_lossy(file));
-            let mut spent = Spent::new(START, before);
+            let mut spent = Spent::new(at(START), before);
             // An issuer's clock may be ahead by the tolerance.
             assert_eq!(spend(&mut spent, "a", START + 5), Err(SpendError::BeforeStart));
             assert_eq!(spend(&mut spent, "a", START + 6), Ok(()));
@@ -195,33 +223,67 @@ mod tests {
 
     #[test]
     fn a_clean_stop_hands_the_window_on() {
-        let mut first = Spent::new(START, Before::Never);
+        let mut first = Spent::new(at(START), Before::Never);
         assert_eq!(spend(&mut first, "old", START), Ok(()));
         assert_eq!(spend(&mut first, "new", START + 60), Ok(()));
-        let file = first.file(START + 70);
+        let file = first.file(at(START + 70));
         let Before::Clean(left) = Before::from_file(&file) else { panic!("{file:?}") };
         assert_eq!(left.tickets.len(), 1, "what has expired is not carried on");
-        let mut second = Spent::new(START + 70, Before::Clean(left));
+        let mut second = Spent::new(at(START + 70), Before::Clean(left));
         assert_eq!(spend(&mut second, "new", START + 60), Err(SpendError::Replayed));
         assert_eq!(spend(&mut second, "unspent", START + 60), Ok(()), "no ticket is lost by a restart");
     }
 
     #[test]
+    fn a_clean_stop_soon_after_a_killed_process_does_not_open_its_window() {
+        let unclean = Spent::new(at(START), Before::Unclean);
+        let mut next = Spent::new(at(START + 3), Before::from_file(&unclean.file(at(START + 2))));
+        assert_eq!(spend(&mut next, "a", START - 20), Err(SpendError::BeforeStart), "it may have been spent");
+        assert_eq!(spend(&mut next, "a", START + 5), Err(SpendError::BeforeStart));
+        assert_eq!(spend(&mut next, "a", START + 6), Ok(()));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_moves_the_window_with_it() {
+        let an_hour = Duration::from_secs(3600);
+        let now = |unix| Now { unix, ..at(START + 30) };
+        let spend_at = |now: Now, before_now| {
+            let issued_at = now.unix_seconds() - before_now;
+            let mut spent = Spent::new(at(START), Before::Unclean);
+            (spent.spend(&Pure, "a", issued_at, issued_at + 60, now), spent.file(now))
+        };
+        let ahead = now(at(START + 30).unix + an_hour);
+        assert_eq!(
+            spend_at(ahead, 31).0,
+            Err(SpendError::BeforeStart),
+            "a clock that was behind at the start"
+        );
+        assert_eq!(spend_at(ahead, 20).0, Ok(()));
+        let behind = now(at(START + 30 - 600).unix);
+        assert_eq!(spend_at(behind, 31).0, Err(SpendError::BeforeStart));
+        assert_eq!(spend_at(behind, 20).0, Ok(()), "a clock that was ahead at the start");
+        let mut next = Spent::new(ahead, Before::from_file(&spend_at(ahead, 31).1));
+        let issued_at = ahead.unix_seconds() - 31;
+        let replayed = next.spend(&Pure, "a", issued_at, issued_at + 60, ahead);
+        assert_eq!(replayed, Err(SpendError::BeforeStart), "the next process knows the clock as it was set");
+    }
+
+    #[test]
     fn a_name_that_cannot_be_read_makes_the_whole_file_worthless() {
         let file = br#"{"clean":true,"tickets":[["zz",9999]]}"#;
-        let mut spent = Spent::new(START, Before::from_file(file));
+        let mut spent = Spent::new(at(START), Before::from_file(file));
         assert_eq!(spend(&mut spent, "a", START), Err(SpendError::BeforeStart));
     }
 
     #[test]
     fn the_window_is_bounded_and_forgets_the_oldest() {
-        let mut spent = Spent::new(0, Before::Never);
+        let mut spent = Spent::new(at(0), Before::Never);
         for i in 0..=CAPACITY {
             assert_eq!(spend(&mut spent, &format!("{i}"), 0), Ok(()));
         }
         assert_eq!((spent.names.len(), spent.order.len()), (CAPACITY, CAPACITY));
         assert_eq!(spend(&mut spent, "1", 0), Err(SpendError::Replayed));
         assert_eq!(spend(&mut spent, "0", 0), Ok(()), "the oldest was forgotten");
-        assert!(spent.file(0).len() < MAX_FILE);
+        assert!(spent.file(at(0)).len() < MAX_FILE);
     }
 }

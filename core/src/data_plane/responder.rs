@@ -22,12 +22,13 @@ use serde::{Deserialize, Serialize};
 use super::{dedupe, ticket};
 use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg, Point};
+use crate::guard::{MAX_URL, Refused as NotFetched};
 use crate::io::Response;
 use crate::limits::{MAX_HANDSHAKE, MAX_ID};
 use crate::time::Now;
 use crate::tunnel::session::{Keys, Role, Session};
 use crate::wire::frame::{FrameBuf, FrameType, MAX_PLAINTEXT};
-use crate::wire::message::{BodyEncoding, decode_body, encode_proxy_response};
+use crate::wire::message::{BodyEncoding, decode_body, encode_proxy_response, few_headers};
 use crate::wire::{base64, canonical};
 
 /// The `protocol` of a data-plane handshake.
@@ -231,6 +232,7 @@ struct Asked {
     token: String,
     target_url: String,
     method: Option<String>,
+    #[serde(default, deserialize_with = "few_headers")]
     headers: Option<alloc::collections::BTreeMap<String, String>>,
     body: Option<String>,
     #[serde(default)]
@@ -373,6 +375,10 @@ fn verify<C: Crypto>(
         gate.issuer_key.ok_or_else(|| unauthorized("this node was not told who issues tickets"))?;
     let claims = ticket::verify(crypto, &asked.token, issuer_key, gate.node_id, now.unix_seconds())
         .map_err(|error| unauthorized(&error.to_string()))?;
+    // One that the guard refuses in the end is not worth the memory that its parts take.
+    if asked.target_url.len() > MAX_URL {
+        return Err(bad(NotFetched::UrlTooLong.to_string()));
+    }
     let headers = asked.headers.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str()));
     let method = asked.method.as_deref().unwrap_or("GET");
     let key = dedupe::key(crypto, &asked.target_url, method, headers, body)

@@ -13,7 +13,8 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Number, Value};
 
 use super::frame::FrameBuf;
@@ -75,6 +76,42 @@ pub enum BodyEncoding {
     Utf8,
     /// `body` is base64.
     Base64,
+}
+
+/// Names of header fields that are read of one request. Whoever is to send them takes far fewer and says so; these are
+/// as many as memory is taken for, because a map takes ten times the length of its JSON.
+const MAX_HEADERS_READ: usize = 1024;
+
+/// Reads the header fields of a request, within [`MAX_HEADERS_READ`].
+pub(crate) fn few_headers<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    struct Few;
+    impl<'de> Visitor<'de> for Few {
+        type Value = Headers;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map of header fields")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Headers, A::Error> {
+            let mut headers = BTreeMap::new();
+            while let Some((name, value)) = map.next_entry::<String, String>()? {
+                if headers.len() >= MAX_HEADERS_READ {
+                    return Err(A::Error::custom("too many header fields"));
+                }
+                headers.insert(name, value);
+            }
+            Ok(Headers(headers))
+        }
+    }
+    struct Headers(BTreeMap<String, String>);
+    impl<'de> Deserialize<'de> for Headers {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_map(Few)
+        }
+    }
+    Ok(Option::<Headers>::deserialize(deserializer)?.map(|headers| headers.0))
 }
 
 /// The parameters of all eval actions. They have types of their own, and are not any JSON, because JSON in memory
@@ -259,7 +296,7 @@ messages! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         method: Option<String>,
         /// To be sent, after cleaning.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "few_headers")]
         headers: Option<BTreeMap<String, String>>,
         /// To be sent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -434,7 +471,7 @@ impl Message {
 }
 
 /// A time that the peer may write as a whole number or not.
-fn whole_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+fn whole_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     f64::deserialize(deserializer).map(seconds)
 }
 
@@ -643,6 +680,30 @@ mod tests {
 
     fn parse(value: &Value) -> Result<Message, DecodeError> {
         Message::parse(&serde_json::to_vec(value).unwrap())
+    }
+
+    #[test]
+    fn no_more_header_fields_are_read_than_memory_is_taken_for() {
+        let request = |count: usize| {
+            let headers: BTreeMap<_, _> = (0..count).map(|number| (format!("h{number}"), "v")).collect();
+            let request = serde_json::json!({
+                "type": "proxy_request", "timestamp": 1, "id": "a", "target_url": "u", "headers": headers,
+            });
+            Message::parse(request.to_string().as_bytes())
+        };
+        let Ok(Message::ProxyRequest(read)) = request(MAX_HEADERS_READ) else { panic!() };
+        assert_eq!(read.headers.unwrap().len(), MAX_HEADERS_READ);
+        assert!(request(MAX_HEADERS_READ + 1).unwrap_err().to_string().contains("too many header fields"));
+        for (headers, read) in
+            [("", None), (",\"headers\":null", None), (",\"headers\":{}", Some(BTreeMap::new()))]
+        {
+            let text =
+                format!(r#"{{"type":"proxy_request","timestamp":1,"id":"a","target_url":"u"{headers}}}"#);
+            let Ok(Message::ProxyRequest(request)) = Message::parse(text.as_bytes()) else {
+                panic!("{text}")
+            };
+            assert_eq!(request.headers, read);
+        }
     }
 
     #[test]

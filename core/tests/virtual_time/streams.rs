@@ -9,6 +9,7 @@ use consensus_core::data_plane::dedupe;
 use consensus_core::data_plane::replay::Before;
 use consensus_core::data_plane::ticket::{self, Claims};
 use consensus_core::event::Event;
+use consensus_core::guard::MAX_URL;
 use consensus_core::io::{
     Audience, FetchError, FetchErrorKind, Input, LinkId, LocalId, LocalRequest, Output, SocketEnd, SocketId,
     StateFile,
@@ -505,6 +506,50 @@ fn inits_without_a_paid_request_are_bounded_by_the_second() {
 }
 
 #[test]
+fn a_ticket_that_was_spent_pays_for_no_more_inits() {
+    let mut config = paid_config();
+    config.limits.max_inits = 3;
+    let mut world = run(config);
+    let token = paid(&world, "t", TARGET);
+    assert_eq!(exchange_local(&mut world, 0, &token, SECOND)["type"], "proxy_response");
+    for id in 1..4 {
+        // No time passes, in which more inits might come.
+        assert_eq!(exchange_local(&mut world, id, &token, Duration::ZERO)["code"], "unauthorized");
+    }
+    assert_eq!(connect(&mut world, 4, |_| {}), 101);
+    let init = Connecting::start(Pure, "node-1", &mut Drbg::new([1; 32]), world.node_now()).1;
+    world.feed(Input::LocalMessage { id: LocalId(4), data: init });
+    let end = Output::CloseLocal { id: LocalId(4), code: 1013, reason: "this node is busy".into() };
+    assert_eq!(world.wanted.last(), Some(&end));
+}
+
+#[test]
+fn a_url_that_is_never_fetched_is_not_compared_with_the_ticket() {
+    let mut world = serving();
+    let token = paid(&world, "t", TARGET);
+    let url = format!("{TARGET}?{}", "&a".repeat(MAX_URL));
+    assert_eq!(exchange(&mut world, "s", &token, &url)["code"], "bad_request");
+    assert_eq!(exchange(&mut world, "t", &token, TARGET)["type"], "proxy_response");
+}
+
+#[test]
+fn what_still_comes_for_a_refused_stream_is_nobodys() {
+    let mut world = serving();
+    let request = br#"{"id":"a","url":"http://203.0.114.10/"}"#;
+    let refused = [
+        r#"{"kind":"raw-tunnel","host":"127.0.0.1","port":22}"#,
+        r#"{"kind":"public-tunnel-stream","tunnel_id":"t"}"#,
+        "dance",
+    ];
+    for target in refused {
+        send(&mut world, open(target, target));
+        send(&mut world, data(target, request));
+        assert!(stream(&world, target).0.is_empty(), "{target}");
+    }
+    assert!(world.fetched.is_empty());
+}
+
+#[test]
 fn a_ticket_for_a_target_that_is_not_fetched_is_not_burnt() {
     let mut config = paid_config();
     config.limits.max_requests = 1;
@@ -545,7 +590,7 @@ fn last_local(world: &World) -> Vec<u8> {
     world.wanted.iter().rev().find_map(sent).unwrap()
 }
 
-fn exchange_local(world: &mut World, id: u64, token: &str) -> Value {
+fn exchange_local(world: &mut World, id: u64, token: &str, time: Duration) -> Value {
     assert_eq!(connect(world, id, |_| {}), 101);
     let mut rng = Drbg::new([3; 32]);
     let (connecting, init) = Connecting::start(Pure, "node-1", &mut rng, world.node_now());
@@ -555,7 +600,7 @@ fn exchange_local(world: &mut World, id: u64, token: &str) -> Value {
     let request = json!({"type": "proxy_request", "token": token, "target_url": TARGET});
     let frame = session.seal(FrameType::Data, FrameBuf::from_plaintext(request.to_string().as_bytes()));
     world.feed(Input::LocalMessage { id: LocalId(id), data: frame });
-    world.run_for(SECOND);
+    world.run_for(time);
     json(session.open(&mut last_local(world)).unwrap().1)
 }
 
@@ -567,8 +612,8 @@ fn a_client_at_the_local_api_is_served_without_the_tunnel_and_tickets_are_the_sa
     world.weather = super::world::Weather::Refusing;
     world.cut();
     world.run_for(SECOND);
-    assert_eq!(exchange_local(&mut world, 1, &spent)["code"], "unauthorized");
-    assert_eq!(exchange_local(&mut world, 2, &other)["type"], "proxy_response");
+    assert_eq!(exchange_local(&mut world, 1, &spent, SECOND)["code"], "unauthorized");
+    assert_eq!(exchange_local(&mut world, 2, &other, SECOND)["type"], "proxy_response");
     let end = Output::CloseLocal { id: LocalId(2), code: 1000, reason: "data-plane complete".into() };
     assert_eq!(world.wanted.last(), Some(&end));
 }
@@ -588,6 +633,10 @@ fn a_client_at_the_local_api_that_does_not_go_on_or_speaks_something_else_is_clo
     assert_eq!(connect(&mut world, 4, |_| {}), 101);
     world.feed(Input::Stop);
     assert_eq!(world.wanted.last(), Some(&end(4, 1001, "this node stops")));
+    // What it spent would not be in the file that was written for the next process.
+    assert_eq!(world.finish, None);
+    assert_eq!(connect(&mut world, 5, |_| {}), 101);
+    assert_eq!(world.wanted.last(), Some(&end(5, 1001, "this node stops")));
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use consensus_core::guard::Target;
@@ -309,8 +309,23 @@ enum Running {
     Connecting {
         cancelled: Arc<AtomicBool>,
         times: Times,
+        waiting: Waiting,
     },
     Talking(Box<Conversation>),
+}
+
+/// A fetch that waits for a worker. One that is given up before must not keep its request's body until a worker comes to
+/// it: the node has taken another in its place.
+type Waiting = Arc<Mutex<Option<Box<Asked>>>>;
+
+fn take(waiting: &Waiting) -> Option<Box<Asked>> {
+    // Nothing under this lock can leave it half-changed.
+    waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn give_up(cancelled: &AtomicBool, waiting: &Waiting) {
+    cancelled.store(true, Ordering::Relaxed);
+    drop(take(waiting));
 }
 
 impl Fetches {
@@ -343,13 +358,16 @@ impl Fetches {
         let cancelled = Arc::new(AtomicBool::new(false));
         let (limit, times) = (asked.limit(&cancelled), asked.times);
         let (inbox, means) = (Arc::clone(&self.inbox), self.means.clone());
+        let waiting: Waiting = Arc::new(Mutex::new(Some(Box::new(asked))));
+        let to_take = Arc::clone(&waiting);
         let job = move || {
+            let Some(asked) = take(&to_take) else { return };
             let result = asked.obtain(&means, &limit);
-            inbox.say(Said::Reached { effect: id, asked: Box::new(asked), result });
+            inbox.say(Said::Reached { effect: id, asked, result });
         };
         match self.workers.submit(job) {
             Ok(()) => {
-                self.fetches.insert(id, Running::Connecting { cancelled, times });
+                self.fetches.insert(id, Running::Connecting { cancelled, times, waiting });
             }
             Err(_) => {
                 let detail = "the system gives no thread".to_owned();
@@ -434,7 +452,7 @@ impl Fetches {
     /// Ends a fetch that nobody wants any more; `false` if there is none.
     pub(super) fn cancel(&mut self, id: EffectId, own: &mut VecDeque<Input>) -> bool {
         match self.fetches.remove(&id) {
-            Some(Running::Connecting { cancelled, .. }) => cancelled.store(true, Ordering::Relaxed),
+            Some(Running::Connecting { cancelled, waiting, .. }) => give_up(&cancelled, &waiting),
             Some(Running::Talking(_)) => {}
             None => return false,
         }
@@ -468,8 +486,8 @@ impl Fetches {
             match self.fetches.remove(&id) {
                 Some(Running::Talking(conversation)) => own.push_back(done(id, Err(conversation.late()))),
                 // The worker, which gives up by itself and says more, did not come to it.
-                Some(Running::Connecting { cancelled, times }) => {
-                    cancelled.store(true, Ordering::Relaxed);
+                Some(Running::Connecting { cancelled, times, waiting }) => {
+                    give_up(&cancelled, &waiting);
                     own.push_back(done(id, Err(times.unconnected())));
                 }
                 None => {}
@@ -494,4 +512,31 @@ impl Fetches {
 
 fn done(effect: EffectId, result: Result<Response, FetchError>) -> Input {
     Input::Done { effect, result: EffectResult::Fetched(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use consensus_core::limits::Limits;
+
+    use super::*;
+
+    #[test]
+    fn a_fetch_given_up_before_a_worker_came_to_it_keeps_nothing() {
+        let inbox = Arc::new(Inbox::new().unwrap());
+        let mut fetches = Fetches::new(Means::new(Tls::default(), Budget::default()), &inbox);
+        // All are busy.
+        fetches.workers = Workers::new("none", 0);
+        let mut own = VecDeque::new();
+        let (id, target) = (EffectId(1), Target::parse("http://203.0.113.1/").unwrap());
+        let (method, body) = ("POST".to_owned(), Some(vec![0; 1024]));
+        let (audience, bounds) = (Audience::Operator, Limits::default().bounds(1));
+        let fetch = Fetch { audience, method, target, headers: Vec::new(), body, bounds };
+        fetches.begin(id, fetch, &mut own);
+        let Some(Running::Connecting { waiting, .. }) = fetches.fetches.get(&id) else { panic!("it waits") };
+        let waiting = Arc::clone(waiting);
+        assert!(waiting.lock().unwrap().is_some());
+        assert!(fetches.cancel(id, &mut own));
+        assert!(waiting.lock().unwrap().is_none());
+        assert_eq!(own.len(), 1);
+    }
 }
