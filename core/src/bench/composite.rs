@@ -191,7 +191,7 @@ impl<C: Crypto> Exchange<C> {
         };
         round_trip(Node::new(config, crypto.clone(), rng.bytes(), NOW), &mut client, &response)
             .map_err(failed)?;
-        let spent = Spent::new(NOW.unix_seconds(), Before::Never);
+        let spent = Spent::new(NOW, Before::Never);
         let at = At::Start;
         let mut exchange =
             Self { crypto, identity, rng, issuer_key, max_body, spent, response, client, at, got: None };
@@ -245,7 +245,7 @@ impl<C: Crypto> Exchange<C> {
                 let request = opened.verify(gate, NOW);
                 let request = request.map_err(|refused| format!("the ticket: {}", refused.reason))?;
                 let claims = &request.claims;
-                let spent = self.spent.spend(&self.crypto, &claims.jti, claims.iat, claims.exp);
+                let spent = self.spent.spend(&self.crypto, &claims.jti, claims.iat, claims.exp, NOW);
                 spent.map_err(|error| format!("the ticket cannot be spent: {error:?}"))?;
                 At::Paid(request)
             }

@@ -377,7 +377,7 @@ fn verify<C: Crypto>(
         .map_err(|error| unauthorized(&error.to_string()))?;
     // One that the guard refuses in the end is not worth the memory that its parts take.
     if asked.target_url.len() > MAX_URL {
-        return Err(bad(NotFetched::UrlTooLong.to_string()));
+        return Err((Refusal::BadRequest, NotFetched::UrlTooLong.to_string()));
     }
     let headers = asked.headers.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str()));
     let method = asked.method.as_deref().unwrap_or("GET");

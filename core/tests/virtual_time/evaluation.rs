@@ -61,7 +61,7 @@ fn a_fetch_tells_what_came_of_it() {
         ]
     );
     assert_eq!(
-        (world.fetched[0].method.as_str(), world.fetched[0].timeout),
+        (world.fetched[0].method.as_str(), world.fetched[0].bounds.whole),
         ("HEAD", Duration::from_millis(700))
     );
 }
