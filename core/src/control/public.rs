@@ -166,8 +166,12 @@ impl<C: Crypto> Control<C> {
 
     /// Passes bytes on, and holds the tunnel while too many of them wait.
     fn relay(&mut self, context: &mut Context<'_, C>, stream_id: &str, data: &[u8]) {
+        let before = context.tunnel.given();
         context.send(message::stream_data(context.seconds(), stream_id, data));
-        self.flow.push(context.tunnel.given(), Source::Relay(data.len()));
+        let given = context.tunnel.given();
+        // What it takes on the wire: an answer to a ping is all head.
+        let bytes = usize::try_from(given.saturating_sub(before)).unwrap_or(usize::MAX);
+        self.flow.push(given, Source::Relay(bytes));
         self.hold(context);
     }
 }

@@ -463,6 +463,18 @@ fn a_server_that_does_not_take_what_is_relayed_is_not_read_and_given_up_in_the_e
 }
 
 #[test]
+fn answers_to_an_owners_pings_count_as_what_they_take() {
+    let mut world = serving();
+    send(&mut world, open("o", r#"{"kind":"public-tunnel-owner","tunnel_id":"t"}"#));
+    world.takes = false;
+    for _ in 0..HOLD_ABOVE / 128 {
+        world.server(orchestrator::Input::Send(data("o", &frame(MuxKind::Ping, 0, &[]))));
+    }
+    world.run_for(SECOND);
+    assert!(matches!(world.wanted.last(), Some(Output::HoldLink { hold: true, .. })));
+}
+
+#[test]
 fn streams_over_the_limit_are_refused_and_counted() {
     let mut config = paid_config();
     config.limits.max_streams = 2;
