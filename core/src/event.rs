@@ -143,6 +143,14 @@ pub enum Event {
         /// What.
         what: String,
     },
+    /// A data-plane client was turned away: no handshake, no request, or no ticket that pays for it. Told at each power
+    /// of two, because anybody can be such a client.
+    ClientRefused {
+        /// Why.
+        reason: String,
+        /// How many there were, since the start.
+        count: u64,
+    },
     /// A limit of this node turned something away; told at each power of two.
     OverLimit {
         /// Which: the name of a setting, or what is bounded.
@@ -178,6 +186,7 @@ impl Event {
             | Self::NotSent { .. }
             | Self::ServerError { .. }
             | Self::ProxyFailed { .. }
+            | Self::ClientRefused { .. }
             | Self::OverLimit { .. }
             | Self::Unsupported { .. } => Level::Warn,
             Self::EvalVerdict { .. } | Self::NotSaved { .. } => Level::Error,
@@ -202,6 +211,7 @@ impl Event {
             Self::Heartbeat { .. }
             | Self::Proxied { .. }
             | Self::ProxyFailed { .. }
+            | Self::ClientRefused { .. }
             | Self::OverLimit { .. }
             | Self::Unsupported { .. } => "control",
             Self::NotSaved { .. } | Self::Stopping => "node",
@@ -264,6 +274,9 @@ impl fmt::Display for Event {
             }
             Self::ProxyFailed { origin: Some(origin), reason } => write!(f, "proxying {origin}: {reason}"),
             Self::ProxyFailed { origin: None, reason } => write!(f, "proxying: {reason}"),
+            Self::ClientRefused { reason, count } => {
+                write!(f, "a data-plane client was turned away ({count} since the start): {reason}")
+            }
             Self::OverLimit { limit, count } => {
                 write!(f, "over the limit of {limit}: turned away ({count} times since the start)")
             }

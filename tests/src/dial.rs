@@ -3,9 +3,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use async_tungstenite::tungstenite::Error as WsError;
 use async_tungstenite::tungstenite::protocol::WebSocketConfig;
 use async_tungstenite::{WebSocketStream, client_async_with_config};
 use consensus_core::limits::MAX_MESSAGE;
+use consensus_core::text::printable;
 use http_types::Url;
 use serde_json::Value;
 use smol::Async;
@@ -106,7 +108,8 @@ async fn connect(url: &Url, ca: Option<&Path>) -> io::Result<Conn> {
 /// No such name, or nobody there.
 pub async fn tcp(host: &str, port: u16) -> io::Result<Async<std::net::TcpStream>> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, format!("{host}: no address"));
-    for address in smol::net::resolve((host, port)).await? {
+    let resolved = smol::net::resolve((host, port)).await;
+    for address in resolved.map_err(|error| io::Error::new(error.kind(), format!("{host}: {error}")))? {
         match Async::<std::net::TcpStream>::connect(address).await {
             Ok(stream) => {
                 let _ = stream.get_ref().set_nodelay(true);
@@ -121,6 +124,17 @@ pub async fn tcp(host: &str, port: u16) -> io::Result<Async<std::net::TcpStream>
 async fn upgrade(conn: Conn, url: &str) -> io::Result<Socket> {
     match client_async_with_config(url, conn, Some(websocket_config(MAX_MESSAGE))).await {
         Ok((socket, _)) => Ok(socket),
+        Err(WsError::Http(response)) => {
+            let body = response.body().as_deref().unwrap_or_default();
+            let said = String::from_utf8_lossy(body);
+            let status = response.status();
+            let why = if said.is_empty() && status.as_u16() == 502 {
+                "no node of that name has a control tunnel"
+            } else {
+                said.trim()
+            };
+            Err(io::Error::other(format!("{url}: {status}: {}", printable(why))))
+        }
         Err(error) => Err(io::Error::other(format!("{url}: {error}"))),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use argh::FromArgs;
+use argh::{EarlyExit, FromArgs};
 use consensus_testbed::admission::{self, Admission};
 use consensus_testbed::data_plane::command::{self as request, RequestCommand};
 use consensus_testbed::demo::{self, Demo};
@@ -33,7 +33,20 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments: Arguments = argh::from_env();
+    let words: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).skip(1).collect();
+    let arguments = match Arguments::from_args(&["consensus-testbed"], &words) {
+        Ok(arguments) => arguments,
+        // Help is what was asked for; anything else is a usage error.
+        Err(EarlyExit { output, status: Ok(()) }) => {
+            println!("{output}");
+            return ExitCode::SUCCESS;
+        }
+        Err(EarlyExit { output, status: Err(()) }) => {
+            eprintln!("{output}");
+            return ExitCode::from(2);
+        }
+    };
     let passed = match arguments.command {
         Command::Serve(options) => serve(*options),
         Command::Demo(demo) => demo::run(&demo),

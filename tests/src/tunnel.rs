@@ -334,7 +334,10 @@ impl Visitors<'_> {
 async fn visit(target: Target, stream: u32, sink: Sink, incoming: Receiver<Bytes>, queued: Queued) {
     let kind = match dial::tcp(&target.host, target.port).await {
         Ok(connection) => pump(connection, stream, &sink, &incoming, &queued).await,
-        Err(_) => MuxKind::Reset,
+        Err(error) => {
+            eprintln!("consensus-testbed: a visitor was turned away: {error}");
+            MuxKind::Reset
+        }
     };
     incoming.close();
     queued.remove(usize::MAX);

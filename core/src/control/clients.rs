@@ -17,6 +17,7 @@ use crate::data_plane::responder::{self, Refusal, Responder};
 use crate::event::Event;
 use crate::io::{EffectId, LocalId, Output, Response};
 use crate::limits::{DATA_PLANE_STEP, MAX_STREAM_BODY, MAX_TUNNEL_BODY};
+use crate::text::printable;
 use crate::time::{Deadline, Now, Reason};
 use crate::wire::message;
 
@@ -273,10 +274,18 @@ impl<C: Crypto> Control<C> {
                 self.send_client(context, id, accept);
             }
             Err(error) => {
-                self.counters.refused += 1;
-                context.out.event(Event::ProxyFailed { origin: None, reason: error.to_string() });
+                self.tell_refused(context, &error.to_string());
                 self.close_client(context, id, End::Handshake);
             }
+        }
+    }
+
+    /// Counts a client that was turned away, and tells the operator now and then.
+    fn tell_refused(&mut self, context: &mut Context<'_, C>, reason: &str) {
+        self.counters.refused += 1;
+        if self.counters.refused.is_power_of_two() {
+            let (reason, count) = (printable(reason), self.counters.refused);
+            context.out.event(Event::ClientRefused { reason, count });
         }
     }
 
@@ -295,8 +304,7 @@ impl<C: Crypto> Control<C> {
                 self.client_fetch(context, id, request);
             }
             Err(refused) => {
-                self.counters.refused += 1;
-                context.out.event(Event::ProxyFailed { origin: None, reason: refused.reason });
+                self.tell_refused(context, &refused.reason);
                 if let Some(frame) = refused.frame {
                     self.send_client(context, id, frame);
                 }
@@ -332,12 +340,13 @@ impl<C: Crypto> Control<C> {
         let spent =
             self.clients.spent.spend(context.crypto, &claims.jti, claims.iat, claims.exp, context.now);
         if let Err(error) = spent {
-            self.counters.refused += 1;
             let reason = match error {
                 SpendError::Replayed => "the ticket was spent",
-                SpendError::BeforeStart => "the ticket was issued before this node started",
+                SpendError::BeforeStart => {
+                    "the ticket may have been spent before this node started: get a new one"
+                }
             };
-            context.out.event(Event::ProxyFailed { origin: None, reason: reason.to_string() });
+            self.tell_refused(context, reason);
             return self.refuse_client(context, id, request, Refusal::Unauthorized, reason);
         }
         self.clients.inits.give_back(self.limits.max_inits);

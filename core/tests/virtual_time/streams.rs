@@ -562,6 +562,25 @@ fn what_still_comes_for_a_refused_stream_is_nobodys() {
 }
 
 #[test]
+fn clients_that_are_turned_away_do_not_fill_the_log() {
+    let mut world = serving();
+    for id in 0..20 {
+        assert_eq!(connect(&mut world, id, |_| {}), 101);
+        world.feed(Input::LocalMessage { id: LocalId(id), data: b"junk".to_vec() });
+    }
+    let told: Vec<u64> = world
+        .events
+        .iter()
+        .filter_map(|(_, event)| match event {
+            Event::ClientRefused { count, .. } => Some(*count),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [1, 2, 4, 8, 16]);
+    assert_eq!(world.count(|event| matches!(event, Event::ProxyFailed { .. })), 0);
+}
+
+#[test]
 fn a_ticket_for_a_target_that_is_not_fetched_is_not_burnt() {
     let mut config = paid_config();
     config.limits.max_requests = 1;

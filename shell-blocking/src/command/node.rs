@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 
+use consensus_core::data_plane::replay::Before;
+use consensus_core::data_plane::ticket::CLOCK_TOLERANCE;
 use consensus_core::event::Level;
-use consensus_core::io::{Finish, Outcome};
+use consensus_core::io::{Finish, Outcome, StateFile};
 use consensus_core::limits::Limits;
 use consensus_core::node::{Config, Node};
 use consensus_core::state::Registration;
@@ -131,6 +133,15 @@ fn drive<R: Runtime>(
         allow_private_targets: plan.serving.allow_private_targets,
         spent_before: plan.state_dir.spent_before(),
     };
+    if mode == Some(Mode::Control) && config.spent_before == Before::Unclean {
+        let text = format!(
+            "the process before this one did not come to its end, or {} is damaged: tickets issued up to {} s from \
+             now may have been spent, and are refused",
+            plan.state_dir.path(StateFile::SpentTickets).display(),
+            CLOCK_TOLERANCE
+        );
+        setup.note(Level::Warn, "unclean_stop", &text);
+    }
     system::raise_file_limit();
     let seed = system::seed().map_err(Failure::internal)?;
     let node = Node::new(config, Provider::default(), seed, system::now());

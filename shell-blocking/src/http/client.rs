@@ -171,7 +171,9 @@ impl Exchange {
                     return Ok(());
                 }
                 Read::Body { mut response, mut body, keep } => {
-                    let taken = body.read(bytes, &mut response.body, self.max_body).map_err(body_error)?;
+                    let taken = body
+                        .read(bytes, &mut response.body, self.max_body)
+                        .map_err(|error| body_error(error, self.max_body))?;
                     bytes = &bytes[taken..];
                     if !self.held.hold(response.body.len()) {
                         return Err(failure(
@@ -265,7 +267,7 @@ impl Exchange {
         };
         if let Body::Length(length) = body {
             if length > self.max_body as u64 {
-                return Err(body_error(BodyError::TooLarge));
+                return Err(body_error(BodyError::TooLarge, self.max_body));
             }
             response.body.reserve_exact(usize::try_from(length).unwrap_or(usize::MAX).min(FIRST_RESERVE));
         }
@@ -350,7 +352,7 @@ fn write_head(call: &mut Call<SendRequest>) -> Result<Vec<u8>, ureq_proto::Error
 }
 
 fn head_too_large() -> FetchError {
-    failure(FetchErrorKind::TooLarge, "the response's head is too large".to_string())
+    failure(FetchErrorKind::TooLarge, "its head is too large (--max-head)".to_string())
 }
 
 fn failure(kind: FetchErrorKind, detail: String) -> FetchError {
@@ -361,12 +363,13 @@ fn protocol(detail: &str) -> FetchError {
     failure(FetchErrorKind::Protocol, detail.to_string())
 }
 
-fn body_error(error: BodyError) -> FetchError {
-    let kind = match error {
-        BodyError::TooLarge => FetchErrorKind::TooLarge,
-        BodyError::BadChunk => FetchErrorKind::Protocol,
-    };
-    failure(kind, format!("the response is not taken: {error}"))
+fn body_error(error: BodyError, max: usize) -> FetchError {
+    match error {
+        BodyError::TooLarge => {
+            failure(FetchErrorKind::TooLarge, format!("its body has over {max} bytes (--max-response-body)"))
+        }
+        BodyError::BadChunk => protocol(&format!("the response is not taken: {error}")),
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,10 @@ const NODE: &str = "ws://127.0.0.1:9090/connect";
     name = "request",
     error_code(2, "usage"),
     error_code(4, "refused by the network or the node"),
-    error_code(69, "the network, the node or the target cannot be reached"),
+    error_code(
+        69,
+        "the network or the node cannot be reached, or the target gave nothing: it is not there, or the node may not fetch it"
+    ),
     error_code(70, "what came is not of the protocol, or not of the node that was asked")
 )]
 pub struct RequestCommand {
