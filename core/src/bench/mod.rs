@@ -74,7 +74,7 @@ pub struct Job<C: Crypto> {
 }
 
 enum Work<C: Crypto> {
-    Sampled(Sampled<C>),
+    Sampled(Box<Sampled<C>>),
     Composite(Box<Composite<C>>),
     Sustained(Box<Sustained<C>>),
     Failed(String),
@@ -92,7 +92,7 @@ impl<C: Crypto> Job<C> {
     pub fn new(measurement: Measurement, crypto: C, rng: Drbg) -> Option<Self> {
         let work = match measurement {
             Measurement::Cpu | Measurement::Crypto | Measurement::Memory | Measurement::EventLoop => {
-                Work::Sampled(Sampled::new(measurement, crypto, rng))
+                Work::Sampled(Box::new(Sampled::new(measurement, crypto, rng)))
             }
             Measurement::Composite { quick } => match Composite::new(quick, crypto, rng) {
                 Ok(composite) => Work::Composite(Box::new(composite)),
