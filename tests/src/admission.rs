@@ -50,9 +50,6 @@ struct Judgement {
 impl Judgement {
     /// Whether both know of the same thresholds that are missed, and the node judged every one of its own.
     fn is_alike(&self) -> bool {
-        let names = |missed: &[String]| -> BTreeSet<String> {
-            missed.iter().map(|sentence| sentence.split(':').next().unwrap_or_default().to_owned()).collect()
-        };
         match (&self.server, &self.node) {
             (Some(server), Some((missed, not_measured))) => {
                 not_measured.is_empty() && names(server) == names(missed)
@@ -60,6 +57,11 @@ impl Judgement {
             _ => false,
         }
     }
+}
+
+/// The thresholds that sentences are about: each begins with the name of one.
+fn names(missed: &[String]) -> BTreeSet<&str> {
+    missed.iter().map(|sentence| sentence.split(':').next().unwrap_or_default()).collect()
 }
 
 /// Evaluates and compares; `true` when every shell was admitted with one verdict.
@@ -76,24 +78,27 @@ pub fn run(admission: &Admission) -> bool {
         }
     }
     println!(
-        "\n  {:<9} {:<9} {:<26} {:<26} alike",
+        "\n  {:<9} {:<9} {:<33} {:<33} alike",
         "shell", "admitted", "the server missed", "the node missed"
     );
     let word = |is: bool| if is { "yes" } else { "NO" };
     let list = |missed: Option<&Vec<String>>| match missed {
         None => String::from("(no verdict)"),
         Some(missed) if missed.is_empty() => String::from("nothing"),
-        Some(missed) => missed.join("; "),
+        Some(missed) => names(missed).into_iter().collect::<Vec<_>>().join(", "),
     };
     for judgement in &judgements {
         println!(
-            "  {:<9} {:<9} {:<26} {:<26} {}",
+            "  {:<9} {:<9} {:<33} {:<33} {}",
             judgement.shell.name(),
             word(judgement.admitted),
             list(judgement.server.as_ref()),
             list(judgement.node.as_ref().map(|(missed, _)| missed)),
             word(judgement.is_alike())
         );
+        for sentence in judgement.node.iter().flat_map(|(missed, _)| missed) {
+            println!("            {sentence}");
+        }
     }
     println!("\n  Profile: {}", binaries::PROFILE);
     judgements.iter().all(|judgement| judgement.admitted && judgement.is_alike())

@@ -20,7 +20,7 @@ use crate::data_plane::replay::{Before, Spent};
 use crate::data_plane::responder::{self, Opened, Responder};
 use crate::data_plane::ticket;
 use crate::io::{Effect, EffectResult, Input, LocalId, LocalRequest, Output, Response};
-use crate::limits::{Limits, MAX_TUNNEL_BODY};
+use crate::limits::Limits;
 use crate::node::{Config, Node};
 use crate::peer::client::{Answer, Connecting, Request};
 use crate::release::manifest::Manifest;
@@ -387,7 +387,6 @@ impl<C: Crypto> Composite<C> {
     /// # Errors
     /// As [`Exchange::new`].
     pub(super) fn new(quick: bool, crypto: C, mut rng: Drbg) -> Result<Self, String> {
-        debug_assert!(SIZES.iter().all(|size| *size <= MAX_TUNNEL_BODY));
         let exchange = |size: &usize| Exchange::new(*size, crypto.clone(), rng.fork());
         let rest = SIZES.iter().rev().map(exchange).collect::<Result<Vec<_>, _>>()?;
         let plan = if quick { QUICK } else { THROUGHPUT };

@@ -323,7 +323,7 @@ mod tests {
 
     /// `CONSENSUS_VECTORS`: the transcripts beside it hold what the deployed node answered.
     #[test]
-    fn results_have_the_members_of_the_deployed_nodes_results() {
+    fn results_have_the_members_of_the_deployed_networks_results() {
         let Some(messages) = crate::wire::canonical::tests::transcripts() else { return };
         let deployed = |action: &str| {
             let answers = |m: &&Value| m["type"] == "eval_response" && m["action"] == action;

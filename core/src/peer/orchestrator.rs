@@ -709,7 +709,8 @@ impl<C: Crypto> Orchestrator<C> {
         let flaw = |(name, member, least): (&str, &str, f64)| {
             let figure = result[member].as_f64();
             let enough = figure.is_some_and(|figure| figure >= least);
-            (!enough).then(|| format!("{name}: {figure:?}, at least {least} is required"))
+            let figure = figure.map_or_else(|| "no figure".to_string(), |figure| format!("{figure:.3}"));
+            (!enough).then(|| format!("{name}: {figure}, at least {least} is required"))
         };
         least.into_iter().filter_map(flaw).collect()
     }

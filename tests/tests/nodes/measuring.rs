@@ -1,6 +1,6 @@
 //! What a node measures of its machine, by hand and while it serves.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use consensus_core::peer::orchestrator::Input;
 use consensus_testbed::binaries::Shell;
@@ -67,11 +67,14 @@ fn a_spot_check_holds_up_neither_requests_nor_other_answers(shell: Shell) {
     evaluate("integrity", None);
     let (integrity_at, ok) = answered("integrity", LONG).unwrap();
     assert!(ok);
-    let mut served = 0;
+    let (mut served, mut slowest) = (0, Duration::ZERO);
     while answered("benchmark_sustained", Duration::ZERO).is_none() {
+        let asked = Instant::now();
         lab.assert_serves();
+        slowest = slowest.max(asked.elapsed());
         served += 1;
     }
+    println!("{}: the slowest of {served} requests took {} ms", shell.name(), slowest.as_millis());
     let (sustained_at, ok) = answered("benchmark_sustained", LONG).unwrap();
     assert!(ok && integrity_at < sustained_at);
     assert!(served > 1, "{served} requests were answered while the node was measured");
