@@ -117,7 +117,7 @@ impl Figures {
             Judged {
                 name: "integrity",
                 measured: self.integrity.map(|ok| if ok { "signed" } else { "not signed" }.to_string()),
-                needed: "a signed statement of what runs".to_string(),
+                needed: "a signed word on what runs".to_string(),
                 met: self.integrity,
                 cause: "a release that is not the network's",
             },
