@@ -16,7 +16,7 @@ const NODE: &str = "ws://127.0.0.1:9090/connect";
 
 /// Have a node of a running network fetch a URL, end to end encrypted, and show what came.
 ///
-/// Example: consensus-testbed request https://example.com/ --header accept:text/html
+/// Example: consensus-testbed request `https://example.com/` --header accept:text/html
 #[derive(Clone, Debug, FromArgs)]
 #[argh(
     subcommand,
