@@ -15,11 +15,10 @@ use crate::dial::Server;
 const NODE: &str = "ws://127.0.0.1:9090/connect";
 
 /// Have a node of a running network fetch a URL, end to end encrypted, and show what came.
-///
-/// Example: consensus-testbed request `https://example.com/` --header accept:text/html
 #[derive(Clone, Debug, FromArgs)]
 #[argh(
     subcommand,
+    example = "{command_name} https://example.com/ --header accept:text/html",
     name = "request",
     error_code(2, "usage"),
     error_code(4, "refused by the network or the node"),
