@@ -379,7 +379,7 @@ impl<C: Crypto> Node<C> {
         if self.saving == Some(effect) {
             self.saving = None;
             if let EffectResult::Written(Err(reason)) = result {
-                self.out.event(Event::NotSaved { reason });
+                self.out.event(Event::NotSaved { reason: printable(&reason) });
             }
             if matches!(self.phase, Phase::Stopping(_)) {
                 self.stopped();
