@@ -141,6 +141,7 @@ pub fn verify<C: Crypto>(
 mod tests {
     use super::*;
     use crate::crypto::pure::Pure;
+    use crate::wire::canonical::tests::transcripts;
     use serde_json::json;
 
     fn now(unix: u64) -> Now {
@@ -231,21 +232,9 @@ mod tests {
 
     #[test]
     fn payloads_of_the_deployed_node_verify() {
-        // The transcripts stand beside the vectors.
-        #[expect(clippy::disallowed_methods, reason = "only this test reads the environment, not the core")]
-        let Ok(folder) = std::env::var("CONSENSUS_VECTORS") else {
-            std::eprintln!("skipped: CONSENSUS_VECTORS is not set");
-            return;
-        };
-        let path = std::path::Path::new(&folder).join("../transcripts/messages.jsonl");
-        let Ok(text) = std::fs::read_to_string(path) else {
-            std::eprintln!("skipped: no transcripts beside the vectors");
-            return;
-        };
+        let Some(messages) = transcripts() else { return };
         let mut seen = 0;
-        for line in text.lines() {
-            let entry: Value = serde_json::from_str(line).unwrap();
-            let message = &entry["message"];
+        for message in &messages {
             if message["type"] == "eval_response" && message["action"] == "integrity" {
                 let payload = &message["result"];
                 let at = now(payload["timestamp"].as_u64().unwrap());
