@@ -174,9 +174,16 @@ impl World {
 
     /// A message of the node that is the answer to an input.
     fn ask(&self, input: Input, is_answer: impl Fn(&Value) -> bool) -> Value {
+        self.ask_all([input], is_answer)
+    }
+
+    /// A message of the node that is the answer to some inputs, be it to the first of them.
+    fn ask_all<const N: usize>(&self, inputs: [Input; N], is_answer: impl Fn(&Value) -> bool) -> Value {
         let journal = self.network.orchestrator.journal();
         let mark = journal.mark();
-        assert!(self.network.orchestrator.tell(NODE_ID, input));
+        for input in inputs {
+            assert!(self.network.orchestrator.tell(NODE_ID, input));
+        }
         let answer = journal.wait(mark, LONG, |record| match record {
             Record::Message { message, .. } if is_answer(message) => Some(message.clone()),
             _ => None,
@@ -516,12 +523,12 @@ fn raw_tunnels_are_guarded(shell: Shell) {
         let stream_id = world.name();
         let target = json!({ "kind": "raw-tunnel", "host": host, "port": port }).to_string();
         let open = StreamOpen { stream_id: stream_id.clone(), target };
-        assert!(world.network.orchestrator.tell(NODE_ID, Input::Send(open.encode(0))));
         let data = StreamData { stream_id: stream_id.clone(), data: base64::encode(first), encoding: None };
         let ends = |message: &Value| message["type"] == "stream_close" && message["stream_id"] == *stream_id;
         let answers =
             |message: &Value| message["type"] == "stream_data" && message["stream_id"] == *stream_id;
-        world.ask(Input::Send(data.encode(0)), |message| ends(message) || answers(message))
+        let inputs = [open.encode(0), data.encode(0)].map(Input::Send);
+        world.ask_all(inputs, |message| ends(message) || answers(message))
     };
     let before = connections_tried().unwrap();
     for host in
