@@ -9,6 +9,8 @@ pub mod budget;
 pub mod command;
 pub mod dial;
 pub mod effects;
+#[cfg(feature = "fast-crypto")]
+pub mod fast;
 pub mod http;
 pub mod log;
 pub mod measure;

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use consensus_core::crypto::pure::Pure;
 use consensus_core::io::{Fetch, FetchError, Finish, Input, Output, Response};
 use consensus_core::node::Node;
 use consensus_core::time::Now;
@@ -12,7 +11,11 @@ use crate::state_dir::StateDir;
 use crate::tls::Tls;
 
 /// The crypto provider that the shells run.
-pub type Provider = Pure;
+#[cfg(feature = "fast-crypto")]
+pub type Provider = crate::fast::Fast;
+/// The crypto provider that the shells run.
+#[cfg(not(feature = "fast-crypto"))]
+pub type Provider = consensus_core::crypto::pure::Pure;
 
 /// Everything a runtime needs beside the node itself.
 #[derive(Debug, Clone)]

@@ -1,0 +1,181 @@
+//! The accelerated provider: ring, which TLS has linked already, where it is faster than core's own.
+
+use consensus_core::crypto::pure::Pure;
+use consensus_core::crypto::{BadPoint, Crypto, Drbg, Nonce, Point, Tag};
+use ring::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral};
+use ring::rand::SystemRandom;
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use ring::{aead, digest, hkdf};
+use zeroize::Zeroizing;
+
+/// The provider of the shells.
+///
+/// Key agreement draws the system's randomness and leaves the [`Drbg`] handed in alone, since ring takes no seed:
+/// what has to be repeatable uses [`Pure`]. What ring refuses although its documentation gives it no reason to, the
+/// pure provider does. ring does not zeroise its private keys: an ephemeral one is gone after one use, and the node's
+/// signing key lives as long as the program.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fast;
+
+/// An ephemeral private key, and whose.
+pub enum EphemeralSecret {
+    /// ring's.
+    Ring(EphemeralPrivateKey),
+    /// Of the pure provider: the system gave no randomness.
+    Pure(<Pure as Crypto>::EphemeralSecret),
+}
+
+/// A signing key, and whose.
+pub enum SigningKey {
+    /// ring's.
+    Ring(Ed25519KeyPair),
+    /// Of the pure provider: ring refused the seed.
+    Pure(<Pure as Crypto>::SigningKey),
+}
+
+/// The bytes of an AEAD key. ring expands them anew for each operation, which costs it next to nothing: a key that it
+/// keeps is not zeroised.
+pub struct AeadKey(Zeroizing<[u8; 32]>);
+
+impl std::fmt::Debug for EphemeralSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EphemeralSecret")
+    }
+}
+
+impl std::fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SigningKey")
+    }
+}
+
+impl std::fmt::Debug for AeadKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AeadKey")
+    }
+}
+
+impl AeadKey {
+    fn expand(&self) -> Option<aead::LessSafeKey> {
+        aead::UnboundKey::new(&aead::CHACHA20_POLY1305, &*self.0).ok().map(aead::LessSafeKey::new)
+    }
+}
+
+/// How much HKDF is to give.
+struct Length(usize);
+
+impl hkdf::KeyType for Length {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+fn generate() -> Option<(EphemeralPrivateKey, Point)> {
+    let secret = EphemeralPrivateKey::generate(&ECDH_P256, &SystemRandom::new()).ok()?;
+    let point = secret.compute_public_key().ok()?.as_ref().try_into().ok()?;
+    Some((secret, point))
+}
+
+impl Crypto for Fast {
+    type EphemeralSecret = EphemeralSecret;
+    type SigningKey = SigningKey;
+    type AeadKey = AeadKey;
+
+    fn generate_ephemeral(&self, rng: &mut Drbg) -> (Self::EphemeralSecret, Point) {
+        if let Some((secret, point)) = generate() {
+            return (EphemeralSecret::Ring(secret), point);
+        }
+        let (secret, point) = Pure.generate_ephemeral(rng);
+        (EphemeralSecret::Pure(secret), point)
+    }
+
+    fn agree(&self, secret: Self::EphemeralSecret, peer: &Point) -> Result<Zeroizing<[u8; 32]>, BadPoint> {
+        let secret = match secret {
+            EphemeralSecret::Ring(secret) => secret,
+            EphemeralSecret::Pure(secret) => return Pure.agree(secret, peer),
+        };
+        agree_ephemeral(secret, &UnparsedPublicKey::new(&ECDH_P256, peer), |shared| {
+            let mut out = Zeroizing::new([0; 32]);
+            out.copy_from_slice(shared);
+            out
+        })
+        .map_err(|_| BadPoint)
+    }
+
+    fn signing_key(&self, seed: &[u8; 32]) -> Self::SigningKey {
+        Ed25519KeyPair::from_seed_unchecked(seed)
+            .map_or_else(|_| SigningKey::Pure(Pure.signing_key(seed)), SigningKey::Ring)
+    }
+
+    fn public_key(&self, key: &Self::SigningKey) -> [u8; 32] {
+        match key {
+            SigningKey::Ring(key) => {
+                let mut out = [0; 32];
+                out.copy_from_slice(key.public_key().as_ref());
+                out
+            }
+            SigningKey::Pure(key) => Pure.public_key(key),
+        }
+    }
+
+    fn sign(&self, key: &Self::SigningKey, message: &[u8]) -> [u8; 64] {
+        match key {
+            SigningKey::Ring(key) => {
+                let mut out = [0; 64];
+                out.copy_from_slice(key.sign(message).as_ref());
+                out
+            }
+            SigningKey::Pure(key) => Pure.sign(key, message),
+        }
+    }
+
+    fn verify(&self, public_key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
+        // Faster than ring's, and one judgement for both providers: ring takes keys of small order.
+        Pure.verify(public_key, message, signature)
+    }
+
+    fn aead_key(&self, key: &[u8; 32]) -> Self::AeadKey {
+        AeadKey(Zeroizing::new(*key))
+    }
+
+    fn seal(&self, key: &Self::AeadKey, nonce: &Nonce, aad: &[u8], in_out: &mut [u8]) -> Tag {
+        let sealed = key.expand().and_then(|key| {
+            let nonce = aead::Nonce::assume_unique_for_key(*nonce);
+            key.seal_in_place_separate_tag(nonce, aead::Aad::from(aad), in_out).ok()
+        });
+        let Some(sealed) = sealed else {
+            return Pure.seal(&Pure.aead_key(&key.0), nonce, aad, in_out);
+        };
+        let mut tag = [0; 16];
+        tag.copy_from_slice(sealed.as_ref());
+        tag
+    }
+
+    fn open(&self, key: &Self::AeadKey, nonce: &Nonce, aad: &[u8], in_out: &mut [u8], tag: &Tag) -> bool {
+        let Some(key) = key.expand() else {
+            return Pure.open(&Pure.aead_key(&key.0), nonce, aad, in_out, tag);
+        };
+        let nonce = aead::Nonce::assume_unique_for_key(*nonce);
+        key.open_in_place_separate_tag(nonce, aead::Aad::from(aad), (*tag).into(), in_out, 0..).is_ok()
+    }
+
+    fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        for part in parts {
+            hash.update(part);
+        }
+        let mut out = [0; 32];
+        out.copy_from_slice(hash.finish().as_ref());
+        out
+    }
+
+    fn hkdf_sha256(&self, salt: &[u8], ikm: &[u8], info: &[u8], out: &mut [u8]) {
+        let filled = hkdf::Salt::new(hkdf::HKDF_SHA256, salt)
+            .extract(ikm)
+            .expand(&[info], Length(out.len()))
+            .and_then(|okm| okm.fill(out));
+        if filled.is_err() {
+            Pure.hkdf_sha256(salt, ikm, info, out);
+        }
+    }
+}
