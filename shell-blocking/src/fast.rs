@@ -2,18 +2,19 @@
 
 use consensus_core::crypto::pure::Pure;
 use consensus_core::crypto::{BadPoint, Crypto, Drbg, Nonce, Point, Tag};
+use ring::aead;
 use ring::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral};
 use ring::rand::SystemRandom;
-use ring::signature::{Ed25519KeyPair, KeyPair as _};
-use ring::{aead, digest, hkdf};
 use zeroize::Zeroizing;
 
-/// The provider of the shells.
+/// The provider of the shells: P-256 and ChaCha20-Poly1305 are ring's. Ed25519, SHA-256 and HKDF are core's own, which
+/// compiled as in a release are as fast as ring's or faster for messages of the lengths that are signed and hashed here
+/// (`cargo bench -p shell-blocking --bench primitives`); and where signatures are judged by one implementation, the two
+/// providers cannot differ about those that implementations differ about.
 ///
 /// Key agreement draws the system's randomness and leaves the [`Drbg`] handed in alone, since ring takes no seed:
 /// what has to be repeatable uses [`Pure`]. What ring refuses although its documentation gives it no reason to, the
-/// pure provider does. ring does not zeroise its private keys: an ephemeral one is gone after one use, and the node's
-/// signing key lives as long as the program.
+/// pure provider does. ring does not zeroise an ephemeral key; it is gone after its one use.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fast;
 
@@ -25,14 +26,6 @@ pub enum EphemeralSecret {
     Pure(<Pure as Crypto>::EphemeralSecret),
 }
 
-/// A signing key, and whose.
-pub enum SigningKey {
-    /// ring's.
-    Ring(Ed25519KeyPair),
-    /// Of the pure provider: ring refused the seed.
-    Pure(<Pure as Crypto>::SigningKey),
-}
-
 /// The bytes of an AEAD key. ring expands them anew for each operation, which costs it next to nothing: a key that it
 /// keeps is not zeroised.
 pub struct AeadKey(Zeroizing<[u8; 32]>);
@@ -40,12 +33,6 @@ pub struct AeadKey(Zeroizing<[u8; 32]>);
 impl std::fmt::Debug for EphemeralSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("EphemeralSecret")
-    }
-}
-
-impl std::fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SigningKey")
     }
 }
 
@@ -61,15 +48,6 @@ impl AeadKey {
     }
 }
 
-/// How much HKDF is to give.
-struct Length(usize);
-
-impl hkdf::KeyType for Length {
-    fn len(&self) -> usize {
-        self.0
-    }
-}
-
 fn generate() -> Option<(EphemeralPrivateKey, Point)> {
     let secret = EphemeralPrivateKey::generate(&ECDH_P256, &SystemRandom::new()).ok()?;
     let point = secret.compute_public_key().ok()?.as_ref().try_into().ok()?;
@@ -78,7 +56,7 @@ fn generate() -> Option<(EphemeralPrivateKey, Point)> {
 
 impl Crypto for Fast {
     type EphemeralSecret = EphemeralSecret;
-    type SigningKey = SigningKey;
+    type SigningKey = <Pure as Crypto>::SigningKey;
     type AeadKey = AeadKey;
 
     fn generate_ephemeral(&self, rng: &mut Drbg) -> (Self::EphemeralSecret, Point) {
@@ -103,34 +81,18 @@ impl Crypto for Fast {
     }
 
     fn signing_key(&self, seed: &[u8; 32]) -> Self::SigningKey {
-        Ed25519KeyPair::from_seed_unchecked(seed)
-            .map_or_else(|_| SigningKey::Pure(Pure.signing_key(seed)), SigningKey::Ring)
+        Pure.signing_key(seed)
     }
 
     fn public_key(&self, key: &Self::SigningKey) -> [u8; 32] {
-        match key {
-            SigningKey::Ring(key) => {
-                let mut out = [0; 32];
-                out.copy_from_slice(key.public_key().as_ref());
-                out
-            }
-            SigningKey::Pure(key) => Pure.public_key(key),
-        }
+        Pure.public_key(key)
     }
 
     fn sign(&self, key: &Self::SigningKey, message: &[u8]) -> [u8; 64] {
-        match key {
-            SigningKey::Ring(key) => {
-                let mut out = [0; 64];
-                out.copy_from_slice(key.sign(message).as_ref());
-                out
-            }
-            SigningKey::Pure(key) => Pure.sign(key, message),
-        }
+        Pure.sign(key, message)
     }
 
     fn verify(&self, public_key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
-        // Faster than ring's, and one judgement for both providers: ring takes keys of small order.
         Pure.verify(public_key, message, signature)
     }
 
@@ -160,22 +122,10 @@ impl Crypto for Fast {
     }
 
     fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
-        let mut hash = digest::Context::new(&digest::SHA256);
-        for part in parts {
-            hash.update(part);
-        }
-        let mut out = [0; 32];
-        out.copy_from_slice(hash.finish().as_ref());
-        out
+        Pure.sha256(parts)
     }
 
     fn hkdf_sha256(&self, salt: &[u8], ikm: &[u8], info: &[u8], out: &mut [u8]) {
-        let filled = hkdf::Salt::new(hkdf::HKDF_SHA256, salt)
-            .extract(ikm)
-            .expand(&[info], Length(out.len()))
-            .and_then(|okm| okm.fill(out));
-        if filled.is_err() {
-            Pure.hkdf_sha256(salt, ikm, info, out);
-        }
+        Pure.hkdf_sha256(salt, ikm, info, out);
     }
 }

@@ -35,7 +35,7 @@ impl core::error::Error for BadPoint {}
 pub trait Crypto: Clone {
     /// An ephemeral P-256 private key, used once.
     type EphemeralSecret;
-    /// An Ed25519 private key, ready for use; zeroised when dropped, where the provider can.
+    /// An Ed25519 private key, ready for use; zeroised when dropped.
     type SigningKey;
     /// A ChaCha20-Poly1305 key, ready for use; zeroised when dropped.
     type AeadKey;
