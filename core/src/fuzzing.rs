@@ -356,6 +356,7 @@ impl World {
         // One input adds few outputs; the end of a session closes all its streams.
         for _ in 0..4096 {
             match self.node.poll_output() {
+                Output::Compute { job } => self.node.compute(self.now, job),
                 Output::Wait(deadline) => {
                     if let Some(deadline) = deadline {
                         assert!(!self.finished, "a finished node waits for nothing");

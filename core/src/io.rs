@@ -28,6 +28,11 @@ pub struct EffectId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SocketId(pub u64);
 
+/// One job of the data plane, from [`Output::Compute`] to
+/// [`Node::handle_computed`](crate::node::Node::handle_computed). Never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct JobId(pub u64);
+
 /// One request to the local API, and the WebSocket that it may become; the shell numbers them and never reuses a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LocalId(pub u64);
@@ -221,6 +226,12 @@ pub enum Output {
         code: u16,
         /// The WebSocket close reason, at most 123 bytes.
         reason: String,
+    },
+    /// Take a job out of the node ([`Node::take_job`](crate::node::Node::take_job)), run it on any thread, and give what
+    /// it made to [`Node::handle_computed`](crate::node::Node::handle_computed). Every job comes back exactly once.
+    Compute {
+        /// Which.
+        job: JobId,
     },
     /// Do something that is not of the link; answer with [`Input::Done`].
     Perform {

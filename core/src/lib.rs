@@ -62,6 +62,8 @@
 //!             }
 //!             Output::Event(event) => println!("{event}"),
 //!             Output::Finish(finish) => finished = Some(finish),
+//!             // One with more cores takes the job and runs it on another.
+//!             Output::Compute { job } => node.compute(now, job),
 //!             Output::Send { .. } | Output::HoldLink { .. } => {}
 //!             Output::CloseLink { .. } | Output::DropLink { .. } => {}
 //!             Output::OpenSocket { .. } | Output::SendSocket { .. } => {}

@@ -98,6 +98,10 @@ pub const MAX_SERVER_RESPONSE: usize = 256 * 1024;
 /// Bodies of proxied requests held at once, decoded, in bytes.
 pub const MAX_REQUEST_BODIES: usize = 64 * 1024 * 1024;
 
+/// What the data plane's jobs hold at once, in bytes: frames to open, bodies to seal. Cores that fall behind the network
+/// must not gather what they have no time for.
+pub const MAX_JOB_BYTES: usize = 128 * 1024 * 1024;
+
 /// One exchange with the network's own HTTP interface. It may take its time to answer: it mails codes.
 pub const SERVER_BOUNDS: Bounds = Bounds {
     connect: CONNECT_TIMEOUT,

@@ -1,6 +1,7 @@
 //! The node as one machine: routes inputs to the machine they belong to, and has no protocol rule of its own.
 
 use alloc::string::{String, ToString as _};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -10,11 +11,12 @@ use crate::api::{self, Api};
 use crate::control::{self, Control};
 use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
+use crate::data_plane::job::{Computed, Job};
 use crate::data_plane::replay::{self, Before};
 use crate::eval::{self, Eval};
 use crate::event::Event;
 use crate::io::{
-    Audience, Effect, EffectId, EffectResult, Finish, Input, LocalId, LocalRequest, Outcome, Output,
+    Audience, Effect, EffectId, EffectResult, Finish, Input, JobId, LocalId, LocalRequest, Outcome, Output,
     StateFile,
 };
 use crate::limits::{Limits, STOP_TIMEOUT};
@@ -57,7 +59,7 @@ pub struct Config {
 /// The node.
 pub struct Node<C: Crypto> {
     crypto: C,
-    identity: Identity<C>,
+    identity: Arc<Identity<C>>,
     manifest: Manifest,
     registration: Option<Registration>,
     rng: Drbg,
@@ -112,7 +114,7 @@ impl<C: Crypto> Node<C> {
     /// A node that has done nothing yet: its first input sets it going. `seed` is 32 bytes of the system's
     /// randomness.
     pub fn new(config: Config, crypto: C, seed: [u8; 32], now: Now) -> Self {
-        let identity = Identity::from_seed(crypto.clone(), &config.identity_seed);
+        let identity = Arc::new(Identity::from_seed(crypto.clone(), &config.identity_seed));
         let audience = if config.allow_private_targets { Audience::Operator } else { Audience::Stranger };
         let node_id = config.registration.as_ref().map(|registration| registration.node_id.clone());
         let tunnel = config.mode.map(|mode| {
@@ -215,6 +217,29 @@ impl<C: Crypto> Node<C> {
     #[must_use]
     pub fn poll_output(&mut self) -> Output {
         self.out.pop().unwrap_or_else(|| Output::Wait(self.deadline()))
+    }
+
+    /// The job that an [`Output::Compute`] names, once. To be run on any thread, and given back.
+    #[must_use]
+    pub fn take_job(&mut self, job: JobId) -> Option<Job<C>> {
+        self.control.as_mut()?.take_job(job)
+    }
+
+    /// Takes what a job made; an input like others, but for being no plain data.
+    pub fn handle_computed(&mut self, now: Now, computed: Computed<C>) {
+        self.now = now;
+        if matches!(self.phase, Phase::New | Phase::Finished) {
+            return;
+        }
+        self.with_control(|control, context| control.handle_computed(context, computed));
+        self.handle_time();
+    }
+
+    /// Runs a job at once, for a shell that has nowhere else to run it.
+    pub fn compute(&mut self, now: Now, job: JobId) {
+        if let Some(job) = self.take_job(job) {
+            self.handle_computed(now, job.run());
+        }
     }
 
     fn start(&mut self) {

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use consensus_core::io::{Fetch, FetchError, Finish, Input, Output, Response};
+use consensus_core::data_plane::job::{Computed, Job};
+use consensus_core::io::{Fetch, FetchError, Finish, Input, JobId, Output, Response};
 use consensus_core::node::Node;
 use consensus_core::time::Now;
 
@@ -37,6 +38,17 @@ pub trait Machine {
 
     /// As [`Node::poll_output`].
     fn poll_output(&mut self) -> Output;
+
+    /// As [`Node::take_job`]; a machine that is no node has none.
+    fn take_job(&mut self, job: JobId) -> Option<Job<Provider>> {
+        let _ = job;
+        None
+    }
+
+    /// As [`Node::handle_computed`].
+    fn handle_computed(&mut self, now: Now, computed: Computed<Provider>) {
+        let _ = (now, computed);
+    }
 }
 
 impl Machine for Node<Provider> {
@@ -46,6 +58,14 @@ impl Machine for Node<Provider> {
 
     fn poll_output(&mut self) -> Output {
         Self::poll_output(self)
+    }
+
+    fn take_job(&mut self, job: JobId) -> Option<Job<Provider>> {
+        Self::take_job(self, job)
+    }
+
+    fn handle_computed(&mut self, now: Now, computed: Computed<Provider>) {
+        Self::handle_computed(self, now, computed);
     }
 }
 

@@ -12,7 +12,8 @@ const IDLE: Duration = Duration::from_secs(5);
 /// A TLS handshake with its certificate checks takes about 60 KiB in a debug build. Only what is touched is used.
 const STACK: usize = 256 * 1024;
 
-type Job = Box<dyn FnOnce() + Send>;
+/// What a worker does.
+pub type Job = Box<dyn FnOnce() + Send>;
 
 /// A pool of workers for one kind of job. Jobs begin in the order in which they came.
 #[derive(Clone, Debug)]
@@ -44,9 +45,14 @@ impl fmt::Debug for State {
     }
 }
 
-/// The system gives no thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoThread;
+/// The system gives no thread; the job is given back.
+pub struct NoThread(pub Job);
+
+impl fmt::Debug for NoThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NoThread")
+    }
+}
 
 impl Workers {
     /// At most `most` threads of that name; a name of over 15 bytes is cut by the system.
@@ -79,10 +85,7 @@ impl Workers {
             }
             // The workers there are will come to it.
             Err(_) if state.workers > 0 => Ok(()),
-            Err(_) => {
-                state.jobs.pop_back();
-                Err(NoThread)
-            }
+            Err(_) => state.jobs.pop_back().map_or(Ok(()), |job| Err(NoThread(job))),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The accelerated provider and the pure one, against each other and against Wycheproof's vectors.
 #![cfg(feature = "fast-crypto")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics and says where")]
 
 use std::fmt::Debug;
 

@@ -1,4 +1,5 @@
-//! The node on smol, for servers: one thread owns the node and every socket; what blocks runs on smol's pool.
+//! The node on smol, for servers: one thread owns the node, each core has one for sockets and for the node's jobs, and
+//! what blocks runs on smol's pool. On a machine with one core it is all one thread.
 #![forbid(unsafe_code)]
 
 mod alarms;

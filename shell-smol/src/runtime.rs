@@ -3,17 +3,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use consensus_core::data_plane::job::Computed;
 use consensus_core::io::{
-    Effect, EffectId, EffectResult, FetchError, FetchErrorKind, Finish, Input, LinkEnd, LinkId, LocalId,
-    LocalRequest, LocalResponse, Output, SocketId,
+    Effect, EffectId, EffectResult, FetchError, FetchErrorKind, Finish, Input, JobId, LinkEnd, LinkId,
+    LocalId, LocalRequest, LocalResponse, Output, SocketId,
 };
 use consensus_core::time::Deadline;
 use shell_blocking::budget::Budget;
 use shell_blocking::effects::{Performers, Work};
 use shell_blocking::http::server::SWITCHING_PROTOCOLS;
-use shell_blocking::runtime_api::{Environment, Machine};
+use shell_blocking::runtime_api::{Environment, Machine, Provider};
 use shell_blocking::signals::Signals;
 use shell_blocking::socket::MAX_LEAVING;
 use shell_blocking::system;
@@ -40,8 +42,16 @@ pub(crate) enum Happened {
         request: LocalRequest,
         answer: Sender<Answer>,
     },
+    /// A job of the node is done.
+    Computed(Box<Computed<Provider>>),
     /// The link's transport took something: how much is with its channel.
     Sent,
+}
+
+/// What the node is told.
+enum Told {
+    Input(Input),
+    Computed(Box<Computed<Provider>>),
 }
 
 /// Held by what the end of the node waits for.
@@ -56,6 +66,8 @@ enum Running {
 struct Shell {
     environment: Environment,
     executor: Arc<Executor<'static>>,
+    /// Whether the executor's tasks run on other cores than the node.
+    has_cores: bool,
     happened: Sender<Happened>,
     link: Option<Link>,
     sockets: BTreeMap<SocketId, Socket>,
@@ -75,14 +87,31 @@ struct Shell {
 /// Runs `node` to its end.
 pub(crate) fn drive(node: impl Machine, environment: Environment) -> Result<Finish, String> {
     let executor = Arc::new(Executor::new());
-    let run = run(node, environment, Arc::clone(&executor));
-    smol::block_on(executor.run(run))
+    let cores = system::cpus();
+    let run = run(node, environment, Arc::clone(&executor), cores > 1);
+    if cores == 1 {
+        return smol::block_on(executor.run(run));
+    }
+    // The node has this thread for itself: whatever it is told, it is told at once.
+    let (running, ended) = smol::channel::bounded::<()>(1);
+    thread::scope(|scope| {
+        for _ in 0..cores {
+            let work = thread::Builder::new().name("core".to_owned());
+            let (executor, ended) = (&executor, &ended);
+            work.spawn_scoped(scope, move || smol::block_on(executor.run(ended.recv())))
+                .map_err(|error| format!("the system gives no thread: {error}"))?;
+        }
+        let finish = smol::block_on(run);
+        drop(running);
+        finish
+    })
 }
 
 async fn run(
     mut node: impl Machine,
     environment: Environment,
     executor: Arc<Executor<'static>>,
+    has_cores: bool,
 ) -> Result<Finish, String> {
     let (happened, incoming) = smol::channel::bounded(MAX_WAITING);
     let signals = executor.spawn(watch_signals(happened.clone())?);
@@ -99,6 +128,7 @@ async fn run(
     let mut shell = Shell {
         environment,
         executor,
+        has_cores,
         happened,
         link: None,
         sockets: BTreeMap::new(),
@@ -112,15 +142,18 @@ async fn run(
         own: VecDeque::new(),
         busy,
     };
-    let mut input = Input::Tick;
+    let mut told = Told::Input(Input::Tick);
     let finish = loop {
-        node.handle_input(system::now(), input);
+        match told {
+            Told::Input(input) => node.handle_input(system::now(), input),
+            Told::Computed(computed) => node.handle_computed(system::now(), *computed),
+        }
         let (deadline, finish) = shell.drain(&mut node);
         if let Some(finish) = finish {
             break finish;
         }
-        input = match shell.own.pop_front() {
-            Some(input) => input,
+        told = match shell.own.pop_front() {
+            Some(input) => Told::Input(input),
             None => shell.next(&incoming, deadline).await,
         };
     };
@@ -208,6 +241,7 @@ impl Shell {
                         channel.close(code, reason, self.busy.clone());
                     }
                 }
+                Output::Compute { job } => self.compute(node, job),
                 Output::Perform { id, effect } => self.perform(id, effect),
                 Output::Cancel { id } => match self.effects.remove(&id) {
                     Some(Running::Fetch(task)) => {
@@ -225,6 +259,20 @@ impl Shell {
                 Output::Finish(finish) => finished = Some(finish),
             }
         }
+    }
+
+    /// Has a job done by another core, where there is one.
+    fn compute(&self, node: &mut impl Machine, job: JobId) {
+        let Some(job) = node.take_job(job) else { return };
+        if !self.has_cores {
+            return node.handle_computed(system::now(), job.run());
+        }
+        let happened = self.happened.clone();
+        let compute = async move {
+            let computed = Box::new(job.run());
+            let _ = happened.send(Happened::Computed(computed)).await;
+        };
+        self.executor.spawn(compute).detach();
     }
 
     fn link(&self, id: LinkId) -> Option<&Link> {
@@ -247,12 +295,12 @@ impl Shell {
     }
 
     /// The next thing that happens, or the passing of the deadline.
-    async fn next(&mut self, incoming: &Receiver<Happened>, deadline: Option<Deadline>) -> Input {
+    async fn next(&mut self, incoming: &Receiver<Happened>, deadline: Option<Deadline>) -> Told {
         loop {
             if let Some(Link { id: link, channel, .. }) = &self.link {
                 let bytes = channel.take_sent();
                 if bytes > 0 {
-                    return Input::LinkSent { link: *link, bytes };
+                    return Told::Input(Input::LinkSent { link: *link, bytes });
                 }
             }
             let happened = match deadline.and_then(|deadline| system::instant(deadline.at)) {
@@ -268,19 +316,20 @@ impl Shell {
             match happened {
                 None => {
                     self.means.pool.sweep();
-                    return Input::Tick;
+                    return Told::Input(Input::Tick);
                 }
                 Some(Happened::Sent) => {}
+                Some(Happened::Computed(computed)) => return Told::Computed(computed),
                 Some(Happened::Input(input)) => {
                     if self.is_expected(&input) {
-                        return input;
+                        return Told::Input(input);
                     }
                 }
                 Some(Happened::Local { request, answer }) => {
                     let id = LocalId(self.next_local);
                     self.next_local += 1;
                     self.answers.insert(id, answer);
-                    return Input::Local { id, request };
+                    return Told::Input(Input::Local { id, request });
                 }
             }
         }

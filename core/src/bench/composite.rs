@@ -292,6 +292,7 @@ fn round_trip<C: Crypto>(
     loop {
         match node.poll_output() {
             Output::Wait(_) => break,
+            Output::Compute { job } => node.compute(NOW, job),
             Output::Perform { id, effect: Effect::Fetch(request) } => fetch = Some((id, request)),
             // The node is asked for nothing else that matters here.
             _ => {}
@@ -313,6 +314,7 @@ fn sent<C: Crypto>(node: &mut Node<C>) -> Option<Vec<u8>> {
     loop {
         match node.poll_output() {
             Output::Wait(_) => return sent,
+            Output::Compute { job } => node.compute(NOW, job),
             Output::SendLocal { data, .. } => sent = Some(data),
             // A tunnel that is never opened, a file that is never written.
             _ => {}

@@ -5,6 +5,7 @@
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString as _};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem;
 use core::time::Duration;
@@ -12,11 +13,12 @@ use core::time::Duration;
 use super::fetching::{Asker, Wanted};
 use super::{Context, Control};
 use crate::crypto::Crypto;
+use crate::data_plane::job::{Computed, Host, Job, Made, Work};
 use crate::data_plane::replay::{SpendError, Spent};
 use crate::data_plane::responder::{self, Refusal, Responder};
 use crate::event::Event;
-use crate::io::{EffectId, LocalId, Output, Response};
-use crate::limits::{DATA_PLANE_STEP, MAX_STREAM_BODY, MAX_TUNNEL_BODY};
+use crate::io::{EffectId, JobId, LocalId, Output, Response};
+use crate::limits::{DATA_PLANE_STEP, MAX_JOB_BYTES, MAX_STREAM_BODY, MAX_TUNNEL_BODY};
 use crate::text::printable;
 use crate::time::{Deadline, Now, Reason};
 use crate::wire::message;
@@ -41,6 +43,8 @@ enum Step<C: Crypto> {
     Init,
     /// Its request.
     Request(Box<Responder<C>>),
+    /// A job. The shell owes its end, so that nobody has to wait for it.
+    Job(JobId),
     /// What it asked for; that has a deadline of its own.
     Fetch(EffectId),
 }
@@ -115,6 +119,39 @@ impl Inits {
     }
 }
 
+/// The jobs there are, and what they hold.
+#[derive(Debug)]
+struct Jobs<C: Crypto> {
+    /// Whose each is, and of how many bytes. One whose client has gone comes back all the same.
+    given: BTreeMap<JobId, (ClientId, usize)>,
+    /// Those that the shell has not taken: it does, with the outputs that say so.
+    untaken: BTreeMap<JobId, Job<C>>,
+    next: u64,
+    bytes: usize,
+}
+
+impl<C: Crypto> Jobs<C> {
+    /// Whether there is room for a job of so many bytes. There is always room for one job.
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes == 0 || self.bytes.saturating_add(bytes) <= MAX_JOB_BYTES
+    }
+
+    fn give(&mut self, client: ClientId, work: Work<C>) -> JobId {
+        let (id, bytes) = (JobId(self.next), work.bytes());
+        self.next += 1;
+        self.bytes += bytes;
+        self.given.insert(id, (client, bytes));
+        self.untaken.insert(id, Job::new(id, work));
+        id
+    }
+
+    fn take_back(&mut self, id: JobId) -> Option<ClientId> {
+        let (client, bytes) = self.given.remove(&id)?;
+        self.bytes -= bytes;
+        Some(client)
+    }
+}
+
 /// The connections there are.
 #[derive(Debug)]
 pub(super) struct Clients<C: Crypto> {
@@ -122,6 +159,7 @@ pub(super) struct Clients<C: Crypto> {
     local: BTreeMap<LocalId, ClientId>,
     deadlines: BTreeSet<(Duration, ClientId)>,
     next: u64,
+    jobs: Jobs<C>,
     inits: Inits,
     spent: Spent,
 }
@@ -133,6 +171,7 @@ impl<C: Crypto> Clients<C> {
             local: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             next: 0,
+            jobs: Jobs { given: BTreeMap::new(), untaken: BTreeMap::new(), next: 0, bytes: 0 },
             inits: Inits { left: max_inits, counted: now.monotonic },
             spent,
         }
@@ -251,31 +290,89 @@ impl<C: Crypto> Control<C> {
     pub(super) fn handle_client(&mut self, context: &mut Context<'_, C>, id: ClientId, data: Vec<u8>) {
         let Some(client) = self.clients.open.get_mut(&id) else { return };
         match mem::replace(&mut client.step, Step::Init) {
-            Step::Init => self.client_init(context, id, &data),
-            Step::Request(responder) => self.client_request(context, id, *responder, data),
+            Step::Init => self.client_init(context, id, data),
+            Step::Request(responder) => {
+                if !self.clients.jobs.has_room(data.len()) {
+                    self.over_limit(context.out, "requests being decrypted");
+                    return self.close_client(context, id, End::Busy);
+                }
+                let host = self.host(context);
+                self.compute(context, id, Work::Open { host, responder, frame: data });
+            }
             // One request a connection: what follows it is nobody's.
-            Step::Fetch(effect) => client.step = Step::Fetch(effect),
+            step @ (Step::Job(_) | Step::Fetch(_)) => client.step = step,
         }
     }
 
-    fn client_init(&mut self, context: &mut Context<'_, C>, id: ClientId, init: &[u8]) {
+    fn client_init(&mut self, context: &mut Context<'_, C>, id: ClientId, init: Vec<u8>) {
         if !self.clients.inits.take(self.limits.max_inits, context.now) {
             self.over_limit(context.out, "max-inits");
             return self.close_client(context, id, End::Busy);
         }
-        let crypto = context.crypto.clone();
-        match responder::accept(crypto, context.identity, &self.node_id, init, context.rng, context.now) {
-            Ok((responder, accept)) => {
+        let (host, rng) = (self.host(context), context.rng.fork());
+        self.compute(context, id, Work::Accept { host, init, rng });
+    }
+
+    /// Gives a job out for a client.
+    fn compute(&mut self, context: &mut Context<'_, C>, id: ClientId, work: Work<C>) {
+        self.clients.wait(id, None);
+        let Some(client) = self.clients.open.get_mut(&id) else { return };
+        let job = self.clients.jobs.give(id, work);
+        client.step = Step::Job(job);
+        context.out.push(Output::Compute { job });
+    }
+
+    fn host(&self, context: &Context<'_, C>) -> Host<C> {
+        Host {
+            crypto: context.crypto.clone(),
+            identity: Arc::clone(context.identity),
+            node_id: Arc::clone(&self.node_id),
+            issuer_key: self.issuer_key,
+            max_body: self.limits.max_request_body,
+            now: context.now,
+        }
+    }
+
+    /// The job of an [`Output::Compute`], once.
+    pub(crate) fn take_job(&mut self, job: JobId) -> Option<Job<C>> {
+        self.clients.jobs.untaken.remove(&job)
+    }
+
+    /// A job is done; nothing where its client has gone meanwhile.
+    pub(crate) fn handle_computed(&mut self, context: &mut Context<'_, C>, computed: Computed<C>) {
+        let Some(id) = self.clients.jobs.take_back(computed.id) else { return };
+        if !self
+            .clients
+            .open
+            .get(&id)
+            .is_some_and(|client| matches!(client.step, Step::Job(job) if job == computed.id))
+        {
+            return;
+        }
+        match computed.made {
+            Made::Accepted(Ok((responder, accept))) => {
                 let until = context.now.deadline(DATA_PLANE_STEP, Reason::DataPlaneStep).at;
                 self.clients.wait(id, Some(until));
                 if let Some(client) = self.clients.open.get_mut(&id) {
-                    client.step = Step::Request(Box::new(responder));
+                    client.step = Step::Request(responder);
                 }
                 self.send_client(context, id, accept);
             }
-            Err(error) => {
+            Made::Accepted(Err(error)) => {
                 self.tell_refused(context, &error.to_string());
                 self.close_client(context, id, End::Handshake);
+            }
+            Made::Opened(Ok(request)) => self.client_fetch(context, id, request),
+            Made::Opened(Err(refused)) => {
+                self.tell_refused(context, &refused.reason);
+                if let Some(frame) = refused.frame {
+                    self.send_client(context, id, frame);
+                }
+                self.close_client(context, id, End::Complete);
+            }
+            Made::Sealed(frame) => {
+                self.send_client(context, id, frame);
+                self.close_client(context, id, End::Complete);
             }
         }
     }
@@ -289,35 +386,11 @@ impl<C: Crypto> Control<C> {
         }
     }
 
-    fn client_request(
-        &mut self,
-        context: &mut Context<'_, C>,
-        id: ClientId,
-        responder: Responder<C>,
-        mut frame: Vec<u8>,
-    ) {
-        let gate = responder::Gate { issuer_key: self.issuer_key.as_ref(), node_id: &self.node_id };
-        let opened = responder.open(&mut frame, self.limits.max_request_body);
-        match opened.and_then(|opened| opened.verify(gate, context.now)) {
-            Ok(request) => {
-                drop(frame);
-                self.client_fetch(context, id, request);
-            }
-            Err(refused) => {
-                self.tell_refused(context, &refused.reason);
-                if let Some(frame) = refused.frame {
-                    self.send_client(context, id, frame);
-                }
-                self.close_client(context, id, End::Complete);
-            }
-        }
-    }
-
     fn client_fetch(
         &mut self,
         context: &mut Context<'_, C>,
         id: ClientId,
-        mut request: responder::Request<C>,
+        mut request: Box<responder::Request<C>>,
     ) {
         let url = mem::take(&mut request.target_url);
         let method = request.method.take();
@@ -333,7 +406,7 @@ impl<C: Crypto> Control<C> {
             Ok(prepared) => prepared,
             Err(failed) => {
                 self.tell_failure(context, failed.origin, &failed.reason);
-                return self.refuse_client(context, id, request, Refusal::UpstreamError, &failed.reason);
+                return self.refuse_client(context, id, *request, Refusal::UpstreamError, &failed.reason);
             }
         };
         let claims = &request.claims;
@@ -347,10 +420,10 @@ impl<C: Crypto> Control<C> {
                 }
             };
             self.tell_refused(context, reason);
-            return self.refuse_client(context, id, request, Refusal::Unauthorized, reason);
+            return self.refuse_client(context, id, *request, Refusal::Unauthorized, reason);
         }
         self.clients.inits.give_back(self.limits.max_inits);
-        let asker = Asker::DataPlane { client: id, request: Box::new(request) };
+        let asker = Asker::DataPlane { client: id, request };
         let effect = self.start_fetch(context, asker, prepared);
         self.clients.wait(id, None);
         if let Some(client) = self.clients.open.get_mut(&id) {
@@ -363,12 +436,15 @@ impl<C: Crypto> Control<C> {
         &mut self,
         context: &mut Context<'_, C>,
         id: ClientId,
-        request: responder::Request<C>,
-        response: &Response,
+        request: Box<responder::Request<C>>,
+        response: Response,
     ) {
-        let frame = request.encode(response).seal();
-        self.send_client(context, id, frame);
-        self.close_client(context, id, End::Complete);
+        if !self.clients.jobs.has_room(response.body.len()) {
+            self.over_limit(context.out, "responses being encrypted");
+            let reason = "this node has as many large responses under way as it takes";
+            return self.refuse_client(context, id, *request, Refusal::UpstreamError, reason);
+        }
+        self.compute(context, id, Work::Answer { request, response });
     }
 
     /// The client gets an error, and that is all.

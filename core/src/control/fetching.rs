@@ -162,7 +162,7 @@ impl<C: Crypto> Control<C> {
                     bytes: response.body.len(),
                     duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                 });
-                self.respond(context, asker, &response);
+                self.respond(context, asker, response);
             }
             EffectResult::Fetched(Err(error)) => self.fail(context, asker, Some(origin), &explain(&error)),
             EffectResult::Measured(_) | EffectResult::Written(_) => {
@@ -204,11 +204,11 @@ impl<C: Crypto> Control<C> {
         }
     }
 
-    fn respond(&mut self, context: &mut Context<'_, C>, asker: Asker<C>, response: &Response) {
+    fn respond(&mut self, context: &mut Context<'_, C>, asker: Asker<C>, response: Response) {
         let seconds = context.seconds();
         match asker {
             Asker::Tunnel { reply_to } => {
-                let Response { status, reason, headers, body } = response;
+                let Response { status, reason, headers, body } = &response;
                 let tunnel = Some((seconds, reply_to.as_str()));
                 let answer = message::encode_proxy_response(tunnel, *status, reason, headers, body);
                 if answer.plaintext().len() > MAX_PLAINTEXT {
@@ -219,10 +219,10 @@ impl<C: Crypto> Control<C> {
                 context.send(answer);
             }
             Asker::Session { stream_id, id } => {
-                let datum = sessions::response(id.as_deref(), response);
+                let datum = sessions::response(id.as_deref(), &response);
                 context.send(message::stream_data(seconds, &stream_id, &datum));
             }
-            Asker::DataPlane { client, request } => self.answer_client(context, client, *request, response),
+            Asker::DataPlane { client, request } => self.answer_client(context, client, request, response),
         }
     }
 

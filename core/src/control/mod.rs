@@ -12,6 +12,7 @@ mod streams;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString as _};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 pub(crate) use self::fetching::explain;
@@ -49,7 +50,7 @@ const TARGET_CLOSED: &str = "target closed";
 pub(crate) struct Context<'a, C: Crypto> {
     pub(crate) now: Now,
     pub(crate) crypto: &'a C,
-    pub(crate) identity: &'a Identity<C>,
+    pub(crate) identity: &'a Arc<Identity<C>>,
     pub(crate) rng: &'a mut Drbg,
     pub(crate) out: &'a mut Outbox,
     pub(crate) tunnel: &'a mut Tunnel<C>,
@@ -70,7 +71,7 @@ impl<C: Crypto> Context<'_, C> {
 /// session.
 #[derive(Debug)]
 pub(crate) struct Control<C: Crypto> {
-    node_id: String,
+    node_id: Arc<str>,
     issuer_key: Option<[u8; 32]>,
     audience: Audience,
     limits: Limits,
@@ -97,7 +98,7 @@ impl<C: Crypto> Control<C> {
     ) -> Self {
         let spent = Spent::new(started, before);
         Self {
-            node_id: registration.map(|registration| registration.node_id.clone()).unwrap_or_default(),
+            node_id: registration.map_or("", |registration| &registration.node_id).into(),
             issuer_key: registration.and_then(Registration::server_key),
             audience,
             started,
@@ -296,7 +297,7 @@ impl<C: Crypto> Control<C> {
         let (active_requests, active_streams) = (self.proxied.len(), self.streams.len());
         context.out.event(Event::Heartbeat { active_requests, active_streams });
         let heartbeat = Heartbeat {
-            node_id: self.node_id.clone(),
+            node_id: self.node_id.to_string(),
             uptime_seconds: now.monotonic.saturating_sub(self.started.monotonic).as_secs(),
             capabilities: Capabilities::ALL,
             active_requests,

@@ -33,7 +33,7 @@ pub(super) fn open(stream_id: &str, target: &str) -> FrameBuf {
     StreamOpen { stream_id: stream_id.into(), target: target.into() }.encode(1)
 }
 
-fn data(stream_id: &str, bytes: &[u8]) -> FrameBuf {
+pub(super) fn data(stream_id: &str, bytes: &[u8]) -> FrameBuf {
     let encoding = Some("base64".into());
     StreamData { stream_id: stream_id.into(), data: base64::encode(bytes), encoding }.encode(1)
 }
@@ -44,7 +44,7 @@ pub(super) fn send(world: &mut World, plaintext: FrameBuf) {
 }
 
 /// What the node sent on a stream so far: its data, and the reason it was closed with.
-fn stream(world: &World, id: &str) -> (Vec<Vec<u8>>, Option<String>) {
+pub(super) fn stream(world: &World, id: &str) -> (Vec<Vec<u8>>, Option<String>) {
     let mut sent = (Vec::new(), None);
     for (_, event) in &world.server_events {
         let orchestrator::Event::Message(message) = event else { continue };
@@ -61,7 +61,7 @@ fn stream(world: &World, id: &str) -> (Vec<Vec<u8>>, Option<String>) {
     sent
 }
 
-fn json(bytes: &[u8]) -> Value {
+pub(super) fn json(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap()
 }
 
@@ -104,10 +104,10 @@ fn closing_a_stream_cancels_what_is_fetched_for_it() {
 }
 
 const ISSUER: [u8; 32] = [7; 32];
-const TARGET: &str = "http://203.0.114.10/paid";
+pub(super) const TARGET: &str = "http://203.0.114.10/paid";
 
 /// The configuration of a node that was told who issues tickets.
-fn paid_config() -> Config {
+pub(super) fn paid_config() -> Config {
     let mut config = config(Some(Mode::Control));
     let key = Pure.public_key(&Pure.signing_key(&ISSUER));
     let file = json!({"node_id": "node-1", "orchestrator_pubkey": Jwk::of_key(key, "k").to_value()});
@@ -115,7 +115,7 @@ fn paid_config() -> Config {
     config
 }
 
-fn serving() -> World {
+pub(super) fn serving() -> World {
     run(paid_config())
 }
 
@@ -126,7 +126,7 @@ fn run(config: Config) -> World {
     world
 }
 
-fn paid(world: &World, jti: &str, url: &str) -> String {
+pub(super) fn paid(world: &World, jti: &str, url: &str) -> String {
     let now = world.node_now().unix_seconds();
     let claims = Claims {
         iss: ticket::ISSUER.into(),
@@ -596,7 +596,7 @@ fn a_ticket_for_a_target_that_is_not_fetched_is_not_burnt() {
 }
 
 /// A request for a WebSocket at the local API.
-fn connect(world: &mut World, id: u64, change: impl FnOnce(&mut LocalRequest)) -> u16 {
+pub(super) fn connect(world: &mut World, id: u64, change: impl FnOnce(&mut LocalRequest)) -> u16 {
     let headers = [
         ("host", "203.0.113.7:9090"),
         ("origin", "https://elsewhere.example"),

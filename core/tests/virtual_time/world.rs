@@ -11,6 +11,7 @@ use consensus_core::bench::report::{
 use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::pure::Pure;
+use consensus_core::data_plane::job::Job;
 use consensus_core::data_plane::replay::Before;
 use consensus_core::event::Event;
 use consensus_core::io::{
@@ -78,6 +79,8 @@ pub(crate) struct World {
     pub(crate) wanted: Vec<Output>,
     /// Whether the transport takes what the node gives it.
     pub(crate) takes: bool,
+    /// Jobs that the world keeps to itself until it is told to run them; nothing where it runs each at once.
+    pub(crate) jobs: Option<Vec<Job<Pure>>>,
     /// Bytes that it has not taken.
     pub(crate) untaken: usize,
     /// What the server sent while the node did not want to read; nothing where it does.
@@ -131,6 +134,7 @@ impl World {
             closes: Vec::new(),
             wanted: Vec::new(),
             takes: true,
+            jobs: None,
             untaken: 0,
             unread: None,
             opened: Vec::new(),
@@ -330,8 +334,26 @@ impl World {
 
     pub(crate) fn feed(&mut self, input: Input) {
         self.node.handle_input(self.node_now(), input);
+        self.drain();
+    }
+
+    /// Runs one of the jobs that were kept.
+    pub(crate) fn run_job(&mut self, at: usize) {
+        let job = self.jobs.as_mut().unwrap().remove(at);
+        self.node.handle_computed(self.node_now(), job.run());
+        self.drain();
+    }
+
+    fn drain(&mut self) {
         loop {
             match self.node.poll_output() {
+                Output::Compute { job } => {
+                    let now = self.node_now();
+                    match &mut self.jobs {
+                        Some(jobs) => jobs.push(self.node.take_job(job).unwrap()),
+                        None => self.node.compute(now, job),
+                    }
+                }
                 Output::Wait(deadline) => {
                     if let Some(deadline) = deadline {
                         assert!(deadline.at > self.now, "a busy loop: {deadline:?} at {:?}", self.now);

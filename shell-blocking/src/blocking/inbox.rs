@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use consensus_core::data_plane::job::Computed;
 use consensus_core::io::{EffectId, EffectResult, FetchError, LinkEnd, LinkId, SocketId};
 
 use super::channel::Socket;
 use super::fetch::{Asked, Obtained};
 use crate::dial::DialError;
+use crate::runtime_api::Provider;
 
 /// One thing said. Each kind is bounded by its source: attempts at a link, effects under way, sockets.
 pub(super) enum Said {
@@ -25,6 +27,8 @@ pub(super) enum Said {
     Connected { socket: SocketId, result: Result<TcpStream, FetchError> },
     /// A connection for a fetch is there, or there is none.
     Reached { effect: EffectId, asked: Box<Asked>, result: Result<Obtained, DialError> },
+    /// A job of the node is done.
+    Computed(Box<Computed<Provider>>),
     /// A turn of the loop, for measuring it: whoever holds the other end learns that it was made.
     Turn(SyncSender<()>),
 }

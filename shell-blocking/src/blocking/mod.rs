@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 
 use consensus_core::event::Level;
 use consensus_core::io::{
-    Effect, EffectId, Fetch, FetchError, Finish, Input, LinkEnd, LinkId, LocalId, LocalResponse, OpenStage,
-    Output, Response,
+    Effect, EffectId, Fetch, FetchError, Finish, Input, JobId, LinkEnd, LinkId, LocalId, LocalResponse,
+    OpenStage, Output, Response,
 };
 use consensus_core::time::Deadline;
 use rustix::event::PollFlags;
@@ -48,7 +48,7 @@ use crate::names::Names;
 use crate::runtime_api::{Environment, Machine, Runtime};
 use crate::signals::Signals;
 use crate::system;
-use crate::workers::Workers;
+use crate::workers::{NoThread, Workers};
 
 /// Attempts at a link at once: one that is wanted, and one that was given up and cannot be interrupted yet.
 const MAX_OPENING: usize = 4;
@@ -89,6 +89,8 @@ struct Shell {
     inbox: Arc<Inbox>,
     signals: Signals,
     api: Option<Api>,
+    /// Where the node's jobs are run; nowhere but here on a machine with one core.
+    cores: Option<Workers>,
     opening: Workers,
     performers: Performers,
     /// Links that a worker opens; each may be told to stop.
@@ -135,6 +137,7 @@ impl Shell {
             inbox,
             signals,
             api,
+            cores: cores(),
             opening: Workers::new("open-link", MAX_OPENING),
             performers: Performers::default(),
             unopened: BTreeMap::new(),
@@ -264,6 +267,11 @@ impl Shell {
     /// Tells the node something and carries out what it wants.
     fn feed(&mut self, node: &mut impl Machine, input: Input) {
         node.handle_input(system::now(), input);
+        self.drain(node);
+    }
+
+    /// Carries out what the node wants.
+    fn drain(&mut self, node: &mut impl Machine) {
         loop {
             match node.poll_output() {
                 Output::Wait(deadline) => {
@@ -302,6 +310,7 @@ impl Shell {
                 Output::CloseSocket { socket } => self.sockets.close(socket),
                 Output::SendLocal { id, data } => self.send(Name::Local(id), data),
                 Output::CloseLocal { id, code, reason } => self.close(Name::Local(id), code, &reason),
+                Output::Compute { job } => self.compute(node, job),
                 Output::Perform { id, effect } => self.perform(id, effect),
                 Output::Cancel { id } => {
                     if self.fetches.cancel(id, &mut self.own) {
@@ -316,6 +325,19 @@ impl Shell {
                 Output::Event(event) => self.environment.log.event(&event),
                 Output::Finish(finish) => self.finished = Some(finish),
             }
+        }
+    }
+
+    /// Has a job done by another core, where there is one.
+    fn compute(&self, node: &mut impl Machine, job: JobId) {
+        let Some(job) = node.take_job(job) else { return };
+        let Some(cores) = &self.cores else {
+            return node.handle_computed(system::now(), job.run());
+        };
+        let inbox = Arc::clone(&self.inbox);
+        // Without a thread it is done here.
+        if let Err(NoThread(job)) = cores.submit(move || inbox.say(Said::Computed(Box::new(job.run())))) {
+            job();
         }
     }
 
@@ -394,6 +416,10 @@ impl Shell {
                 Said::Connected { socket, result } => self.sockets.opened(socket, result, &mut self.own),
                 Said::Reached { effect, asked, result } => {
                     self.fetches.reached(effect, *asked, result, &mut self.own);
+                }
+                Said::Computed(computed) => {
+                    node.handle_computed(system::now(), *computed);
+                    self.drain(node);
                 }
                 Said::Turn(made) => {
                     let _ = made.try_send(());
@@ -555,6 +581,12 @@ impl Shell {
         }
         self.inbox.close();
     }
+}
+
+/// A worker for each core, where there is more than one.
+fn cores() -> Option<Workers> {
+    let cores = usize::try_from(system::cpus()).unwrap_or(usize::MAX);
+    (cores > 1).then(|| Workers::new("data-plane", cores))
 }
 
 /// Makes turns of the run loop, one after the other: something is said, and the loop hears it.

@@ -5,14 +5,13 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::Instant;
 
-use consensus_core::crypto::pure::Pure;
 use consensus_core::data_plane::replay::Before;
 use consensus_core::io::{Input, LocalId, LocalRequest, LocalResponse, Outcome, Output};
 use consensus_core::limits::Limits;
 use consensus_core::node::{Config, Node};
 use consensus_core::release::manifest::Manifest;
 use shell_blocking::places::{MAX_CONNECTIONS, MAX_REQUESTS, MAX_WEBSOCKETS};
-use shell_blocking::runtime_api::Runtime as _;
+use shell_blocking::runtime_api::{Provider, Runtime as _};
 use shell_blocking::state_dir::StateDir;
 use shell_blocking::system;
 use shell_blocking::tls::Tls;
@@ -306,7 +305,7 @@ fn a_node_serves_its_api_until_a_signal_ends_it_all() {
         allow_private_targets: false,
     };
     let driving = thread::spawn(move || {
-        let node = Node::new(config, Pure, [9; 32], system::now());
+        let node = Node::new(config, Provider::default(), [9; 32], system::now());
         crate::Tested.drive(node, environment)
     });
     let address = lines.address();

@@ -1,0 +1,171 @@
+//! The data plane's jobs, done late and in any order.
+
+use consensus_core::crypto::Drbg;
+use consensus_core::crypto::identity::Identity;
+use consensus_core::crypto::pure::Pure;
+use consensus_core::io::{Input, LocalId, Output};
+use consensus_core::limits::{MAX_JOB_BYTES, MAX_MESSAGE};
+use consensus_core::peer::client::Connecting;
+use consensus_core::tunnel::session::Session;
+use consensus_core::wire::frame::{FrameBuf, FrameType};
+use consensus_core::wire::message::StreamClose;
+use serde_json::{Value, json};
+
+use super::SECOND;
+use super::streams::{TARGET, connect, data, json, open, paid, send, serving, stream};
+use super::world::{NODE_SEED, World};
+
+/// What a client has said so far.
+struct Client {
+    connecting: Connecting<Pure>,
+    rng: Drbg,
+}
+
+/// A node whose jobs wait to be run.
+fn waiting() -> World {
+    let mut world = serving();
+    world.jobs = Some(Vec::new());
+    world
+}
+
+fn begin(world: &World, number: u8) -> (Client, Vec<u8>) {
+    let mut rng = Drbg::new([number; 32]);
+    let (connecting, init) = Connecting::start(Pure, "node-1", &mut rng, world.node_now());
+    (Client { connecting, rng }, init)
+}
+
+fn begin_on_stream(world: &mut World, number: u8) -> Client {
+    let (client, init) = begin(world, number);
+    let name = number.to_string();
+    send(world, open(&name, "{\"kind\":\"data-plane\"}"));
+    send(world, data(&name, &init));
+    client
+}
+
+/// The client's session, and its request.
+fn ask(world: &World, client: Client, accept: &[u8], token: &str) -> (Session<Pure>, Vec<u8>) {
+    let Client { connecting, mut rng } = client;
+    let key = *Identity::from_seed(Pure, &NODE_SEED).public_key();
+    let mut session = connecting.finish(accept, &key, rng.fork(), world.node_now()).unwrap();
+    let request = json!({"type": "proxy_request", "token": token, "target_url": TARGET});
+    let frame = session.seal(FrameType::Data, FrameBuf::from_plaintext(request.to_string().as_bytes()));
+    (session, frame)
+}
+
+fn ask_on_stream(world: &mut World, client: Client, number: u8, token: &str) -> Session<Pure> {
+    let name = number.to_string();
+    let accept = stream(world, &name).0[0].clone();
+    let (session, frame) = ask(world, client, &accept, token);
+    send(world, data(&name, &frame));
+    session
+}
+
+fn waiting_jobs(world: &World) -> usize {
+    world.jobs.as_ref().unwrap().len()
+}
+
+fn answer(world: &World, session: &mut Session<Pure>, number: u8) -> Value {
+    let (mut sent, closed) = stream(world, &number.to_string());
+    assert_eq!((sent.len(), closed.as_deref()), (2, Some("data-plane complete")));
+    json(session.open(&mut sent[1]).unwrap().1)
+}
+
+#[test]
+fn jobs_come_back_in_any_order_and_each_client_gets_its_own_answer() {
+    let mut world = waiting();
+    let clients = [1, 2, 3].map(|number| begin_on_stream(&mut world, number));
+    assert_eq!(waiting_jobs(&world), 3);
+    for at in [2, 0, 0] {
+        world.run_job(at);
+    }
+    world.run_for(SECOND);
+    let mut sessions = Vec::new();
+    for (number, client) in (1..).zip(clients) {
+        let token = paid(&world, &number.to_string(), TARGET);
+        sessions.push((number, ask_on_stream(&mut world, client, number, &token)));
+    }
+    for at in [1, 1, 0] {
+        world.run_job(at);
+    }
+    world.run_for(SECOND);
+    assert_eq!(waiting_jobs(&world), 3, "an answer to be sealed for each");
+    for at in [1, 0, 0] {
+        world.run_job(at);
+    }
+    world.run_for(SECOND);
+    for (number, mut session) in sessions {
+        assert_eq!(answer(&world, &mut session, number)["type"], "proxy_response");
+    }
+}
+
+#[test]
+fn what_is_done_for_a_client_that_has_gone_spends_nothing() {
+    let mut world = waiting();
+    let token = paid(&world, "once", TARGET);
+    let client = begin_on_stream(&mut world, 1);
+    world.run_job(0);
+    world.run_for(SECOND);
+    drop(ask_on_stream(&mut world, client, 1, &token));
+    send(&mut world, StreamClose { stream_id: "1".into(), reason: None }.encode(1));
+    world.run_job(0);
+    world.run_for(SECOND);
+    assert!(world.fetched.is_empty());
+    // Nor does an accept that nobody waits for come to anything.
+    let client = begin_on_stream(&mut world, 2);
+    let gone = begin_on_stream(&mut world, 3);
+    send(&mut world, StreamClose { stream_id: "3".into(), reason: None }.encode(1));
+    world.run_job(1);
+    drop(gone);
+    world.jobs.as_mut().unwrap().truncate(1);
+    world.run_job(0);
+    world.run_for(SECOND);
+    assert!(stream(&world, "3").0.is_empty());
+    let mut session = ask_on_stream(&mut world, client, 2, &token);
+    world.run_job(0);
+    world.run_for(SECOND);
+    world.run_job(0);
+    world.run_for(SECOND);
+    assert_eq!(answer(&world, &mut session, 2)["type"], "proxy_response", "the ticket was not spent");
+}
+
+#[test]
+fn a_node_that_stops_takes_no_ticket_from_a_job_that_comes_late() {
+    let mut world = waiting();
+    let token = paid(&world, "late", TARGET);
+    let client = begin_on_stream(&mut world, 1);
+    world.run_job(0);
+    world.run_for(SECOND);
+    drop(ask_on_stream(&mut world, client, 1, &token));
+    world.feed(Input::Stop);
+    world.run_job(0);
+    world.run_for(SECOND);
+    assert!(world.fetched.is_empty() && world.finish.is_some());
+}
+
+#[test]
+fn what_comes_faster_than_it_is_opened_is_turned_away() {
+    let mut world = waiting();
+    let most = MAX_JOB_BYTES / MAX_MESSAGE;
+    for number in 0..=most {
+        let id = LocalId(number as u64);
+        assert_eq!(connect(&mut world, id.0, |_| {}), 101);
+        let (_, init) = begin(&world, 1);
+        world.feed(Input::LocalMessage { id, data: init });
+        world.run_job(world.jobs.as_ref().unwrap().len() - 1);
+        world.wanted.clear();
+        world.feed(Input::LocalMessage { id, data: vec![0; MAX_MESSAGE] });
+        let busy = Output::CloseLocal { id, code: 1013, reason: "this node is busy".into() };
+        assert_eq!(world.wanted.contains(&busy), number == most, "{number}");
+    }
+    // Once they are done there is room again.
+    for _ in 0..most {
+        world.run_job(0);
+    }
+    let id = LocalId(most as u64 + 1);
+    assert_eq!(connect(&mut world, id.0, |_| {}), 101);
+    let (_, init) = begin(&world, 1);
+    world.feed(Input::LocalMessage { id, data: init });
+    world.run_job(0);
+    world.feed(Input::LocalMessage { id, data: vec![0; MAX_MESSAGE] });
+    assert_eq!(waiting_jobs(&world), 1);
+}
