@@ -1,12 +1,13 @@
 //! A node that has just started, a network for it, and what they are made to do.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use consensus_core::crypto::pem;
@@ -19,7 +20,7 @@ use consensus_core::wire::message::{BodyEncoding, ProxyRequest};
 use smol::{LocalExecutor, channel};
 
 use super::Kind;
-use super::crypto::{Cost, Operations};
+use super::crypto::{Cost, Operations, Provider};
 use super::meter::{self, Memory};
 use super::upstream::Upstream;
 use crate::data_plane::{Carrier, Connection};
@@ -55,7 +56,7 @@ pub(super) struct Bench {
     body_base64: String,
     request: Request,
     dedupe_key: String,
-    numbers: Cell<u64>,
+    numbers: AtomicU64,
 }
 
 impl Bench {
@@ -84,7 +85,7 @@ impl Bench {
             if Instant::now() > end {
                 return Err(error);
             }
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
         let upstream = Upstream::start(size, together)?;
         let request = Request { target_url: upstream.url(), ..Request::default() };
@@ -99,7 +100,7 @@ impl Bench {
             body,
             request,
             dedupe_key,
-            numbers: Cell::new(0),
+            numbers: AtomicU64::new(0),
         })
     }
 
@@ -138,6 +139,32 @@ impl Bench {
         Ok(Measured { latencies, took, node_cpu, memory, crypto: [crypto_before, operations.cost()?] })
     }
 
+    /// Requests a second, so many at once, made by so many threads.
+    pub(super) fn measure_rate(
+        &self,
+        kind: Kind,
+        at_once: usize,
+        threads: usize,
+        window: Duration,
+    ) -> io::Result<f64> {
+        let drive = |window| -> io::Result<usize> {
+            thread::scope(|scope| {
+                let drivers: Vec<_> = (0..threads)
+                    .map(|_| scope.spawn(|| self.drive(kind, at_once / threads, window)))
+                    .collect();
+                let counts = drivers.into_iter().map(|driver| match driver.join() {
+                    Ok(latencies) => Ok(latencies?.len()),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                });
+                counts.sum()
+            })
+        };
+        drive(window.min(WARM_UP))?;
+        let begun = Instant::now();
+        let requests = drive(window)?;
+        Ok(requests as f64 / begun.elapsed().as_secs_f64())
+    }
+
     /// How long each request took.
     fn drive(&self, kind: Kind, at_once: usize, window: Duration) -> io::Result<Vec<Duration>> {
         let end = Instant::now() + window;
@@ -172,8 +199,7 @@ impl Bench {
     }
 
     fn proxy_request(&self) -> ProxyRequest {
-        let number = self.numbers.get();
-        self.numbers.set(number + 1);
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         ProxyRequest {
             id: format!("00000000-0000-4000-8000-{number:012}"),
             target_url: self.upstream.url(),
@@ -200,7 +226,7 @@ impl Bench {
     async fn paid(&self, carrier: Carrier) -> io::Result<()> {
         let orchestrator = self.orchestrator();
         let token = orchestrator.ticket(&orchestrator.claims(NODE_ID, self.dedupe_key.clone()));
-        let connection = Connection::open(Pure, carrier, NODE_ID, &self.node_key).await;
+        let connection = Connection::open(Provider::default(), carrier, NODE_ID, &self.node_key).await;
         let exchange = match connection {
             Ok(connection) => connection.request(&token, &self.request).await,
             Err(failure) => Err(failure),

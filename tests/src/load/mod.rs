@@ -1,6 +1,7 @@
 //! What a node does under load: requests a second, how long they take, and what each costs the node.
 
 mod bench;
+mod cores;
 mod crypto;
 mod meter;
 mod streams;
@@ -42,7 +43,7 @@ pub struct Load {
     #[argh(option, default = "5.0")]
     pub seconds: f64,
 
-    /// one part only: proxy, data-plane, connect or streams
+    /// one part only: proxy, data-plane, connect, streams or cores (which is measured by this alone)
     #[argh(option)]
     pub only: Option<Part>,
 
@@ -70,6 +71,8 @@ pub enum Part {
     Requests(Kind),
     /// Many streams at once.
     Streams,
+    /// The same requests on one core and on two.
+    Cores,
 }
 
 impl FromStr for Part {
@@ -77,13 +80,14 @@ impl FromStr for Part {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let kinds = Kind::ALL.into_iter().map(Self::Requests);
-        let mut parts = kinds.chain([Self::Streams]);
+        let mut parts = kinds.chain([Self::Streams, Self::Cores]);
         parts
             .find(|part| match part {
                 Self::Requests(kind) => kind.name() == text,
                 Self::Streams => text == "streams",
+                Self::Cores => text == "cores",
             })
-            .ok_or_else(|| format!("{text}: there are proxy, data-plane, connect and streams"))
+            .ok_or_else(|| format!("{text}: there are proxy, data-plane, connect, streams and cores"))
     }
 }
 
@@ -213,10 +217,15 @@ fn measure(load: &Load) -> io::Result<bool> {
     }
     let requests = measure_requests(load, &programs)?;
     let streams = measure_streams(load, &programs)?;
+    let cores = measure_cores(load, &programs)?;
     if load.json {
         let requests: Vec<Value> = requests.iter().map(Row::to_json).collect();
         let streams: Vec<Value> = streams.iter().map(streams::Row::to_json).collect();
-        println!("{}", json!({ "profile": binaries::PROFILE, "requests": requests, "streams": streams }));
+        let cores: Vec<Value> = cores.iter().map(cores::Row::to_json).collect();
+        println!(
+            "{}",
+            json!({ "profile": binaries::PROFILE, "requests": requests, "streams": streams, "cores": cores })
+        );
     } else {
         println!(
             "\nEverything on this machine: the node, the network, its clients and what they fetch from share its \
@@ -275,6 +284,28 @@ fn measure_streams(load: &Load, programs: &[(Shell, PathBuf)]) -> io::Result<Vec
         for measure in [streams::data_plane, streams::public_tunnel] {
             let row = measure(*shell, program, load.short)
                 .map_err(|error| io::Error::other(format!("{}, streams: {error}", shell.name())))?;
+            if !load.json {
+                row.print();
+            }
+            rows.push(row);
+        }
+    }
+    Ok(rows)
+}
+
+fn measure_cores(load: &Load, programs: &[(Shell, PathBuf)]) -> io::Result<Vec<cores::Row>> {
+    let mut rows = Vec::new();
+    if load.only != Some(Part::Cores) {
+        return Ok(rows);
+    }
+    if !load.json {
+        println!("{}", cores::Row::HEAD);
+    }
+    let (size, window) = (load.kib.unwrap_or(16) * 1024, Duration::from_secs_f64(load.seconds));
+    for (shell, program) in programs {
+        for kind in [Kind::Connect, Kind::DataPlane] {
+            let row = cores::measure(*shell, program, kind, size, window)
+                .map_err(|error| io::Error::other(format!("{}, cores: {error}", shell.name())))?;
             if !load.json {
                 row.print();
             }
