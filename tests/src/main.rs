@@ -7,6 +7,7 @@ use argh::{EarlyExit, FromArgs};
 use consensus_testbed::admission::{self, Admission};
 use consensus_testbed::data_plane::command::{self as request, RequestCommand};
 use consensus_testbed::demo::{self, Demo};
+use consensus_testbed::floor::{self, Floor};
 use consensus_testbed::footprint::{self, Footprint};
 use consensus_testbed::load::{self, Load};
 use consensus_testbed::options::Options;
@@ -25,6 +26,7 @@ struct Arguments {
 enum Command {
     Serve(Box<Options>),
     Demo(Demo),
+    Floor(Floor),
     Footprint(Footprint),
     Load(Load),
     Admission(Admission),
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
     let passed = match arguments.command {
         Command::Serve(options) => serve(*options),
         Command::Demo(demo) => demo::run(&demo),
+        Command::Floor(floor) => floor::run(&floor),
         Command::Footprint(footprint) => footprint::run(&footprint),
         Command::Load(load) => load::run(&load),
         Command::Admission(admission) => admission::run(&admission),

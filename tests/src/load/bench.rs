@@ -20,13 +20,13 @@ use consensus_core::wire::message::{BodyEncoding, ProxyRequest};
 use smol::{LocalExecutor, channel};
 
 use super::Kind;
-use super::crypto::{Cost, Operations, Provider};
 use super::meter::{self, Memory};
 use super::upstream::Upstream;
 use crate::data_plane::{Carrier, Connection};
 use crate::network::{NODE_ID, Network};
 use crate::options::Options;
 use crate::orchestrator::{Orchestrator, Record};
+use crate::primitives::{Cost, Operations, Provider};
 use crate::process::NodeProcess;
 
 /// Longer than any start.
@@ -128,7 +128,7 @@ impl Bench {
         };
         self.drive(kind, at_once, window.min(WARM_UP))?;
         // Before and after, because what else the machine does changes from one second to the next.
-        let crypto_before = operations.cost()?;
+        let crypto_before = operations.cost();
         let before = self.node_cpu()?;
         let begun = Instant::now();
         let mut latencies = self.drive(kind, at_once, window)?;
@@ -136,7 +136,7 @@ impl Bench {
         let node_cpu = self.node_cpu()?.saturating_sub(before);
         latencies.sort_unstable();
         let memory = self.node_memory()?;
-        Ok(Measured { latencies, took, node_cpu, memory, crypto: [crypto_before, operations.cost()?] })
+        Ok(Measured { latencies, took, node_cpu, memory, crypto: [crypto_before, operations.cost()] })
     }
 
     /// Requests a second, so many at once, made by so many threads.

@@ -2,7 +2,6 @@
 
 mod bench;
 mod cores;
-mod crypto;
 mod meter;
 mod streams;
 mod upstream;

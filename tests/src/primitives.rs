@@ -1,4 +1,4 @@
-//! The cryptography of one request alone: what it would cost a node that did nothing else.
+//! The primitives of one request alone: what it would cost a node that did nothing else.
 //!
 //! The node's own code is run once with a provider that notes what it is asked for; then each of these operations is
 //! timed, at its own size, with the provider that nodes use.
@@ -25,12 +25,12 @@ use consensus_core::wire::message::{
 };
 use serde_json::json;
 use shell_blocking::fast::Fast;
+use shell_blocking::system::thread_time;
 
-use super::meter::thread_cpu;
 use crate::network::NODE_ID;
 
 /// The provider of the nodes that are measured.
-pub(super) type Provider = Fast;
+pub(crate) type Provider = Fast;
 
 /// How long one operation is timed, and how often; the median counts.
 const BATCH: Duration = Duration::from_millis(3);
@@ -48,11 +48,12 @@ enum Operation {
     Open(usize, usize),
     Sha256(usize),
     Hkdf(usize),
+    Base64(usize),
 }
 
 impl Operation {
     /// What it is counted under.
-    const fn kind(self) -> &'static str {
+    pub(crate) const fn kind(self) -> &'static str {
         match self {
             Self::GenerateEphemeral => "P-256 key pair",
             Self::Agree => "P-256 agreement",
@@ -61,11 +62,12 @@ impl Operation {
             Self::AeadKey | Self::Seal(..) | Self::Open(..) => "ChaCha20-Poly1305",
             Self::Sha256(_) => "SHA-256",
             Self::Hkdf(_) => "HKDF",
+            Self::Base64(_) => "base64",
         }
     }
 
     /// What one of it costs on this machine.
-    fn cost(self) -> io::Result<Duration> {
+    fn cost(self) -> Duration {
         let crypto = Provider::default();
         let mut rng = Drbg::new([3; 32]);
         match self {
@@ -78,8 +80,8 @@ impl Operation {
                 let both = time(|| {
                     let (secret, _) = crypto.generate_ephemeral(&mut rng);
                     let _ = black_box(crypto.agree(secret, &peer));
-                })?;
-                Ok(both.saturating_sub(Self::GenerateEphemeral.cost()?))
+                });
+                both.saturating_sub(Self::GenerateEphemeral.cost())
             }
             Self::Sign(size) => {
                 let (key, message) = (crypto.signing_key(&[5; 32]), vec![7; size]);
@@ -123,22 +125,30 @@ impl Operation {
                 let mut out = vec![0; size];
                 time(|| crypto.hkdf_sha256(&[1; 32], black_box(&[2; 32]), &[3; 40], &mut out))
             }
+            Self::Base64(size) => {
+                let data = vec![7; size];
+                let mut text = Vec::new();
+                time(|| {
+                    text.clear();
+                    base64::encode_into(black_box(&data), &mut text);
+                })
+            }
         }
     }
 }
 
-fn time(mut work: impl FnMut()) -> io::Result<Duration> {
+fn time(mut work: impl FnMut()) -> Duration {
     work();
     let mut costs = Vec::new();
     for _ in 0..BATCHES {
-        let begun = thread_cpu()?;
+        let begun = thread_time();
         let mut times = 0_u32;
         let took = loop {
             work();
             times += 1;
-            // The clock is a file and slow to read: not after each.
+            // The clock is slower than the smallest of these: not after each.
             if times.is_power_of_two() {
-                let took = thread_cpu()?.saturating_sub(begun);
+                let took = thread_time().saturating_sub(begun);
                 if took >= BATCH {
                     break took;
                 }
@@ -147,7 +157,7 @@ fn time(mut work: impl FnMut()) -> io::Result<Duration> {
         costs.push(took / times);
     }
     costs.sort_unstable();
-    Ok(costs[costs.len() / 2])
+    costs[costs.len() / 2]
 }
 
 /// A provider that does everything, and notes it.
@@ -227,43 +237,43 @@ impl Crypto for Noting {
 
 /// What a request has a node do.
 #[derive(Debug)]
-pub(super) struct Operations(Vec<Operation>);
+pub(crate) struct Operations(Vec<Operation>);
 
 /// What the operations of one request cost together.
 #[derive(Debug, Default)]
-pub(super) struct Cost {
-    pub(super) total: Duration,
+pub(crate) struct Cost {
+    pub(crate) total: Duration,
     /// How many of each kind, and their cost.
-    pub(super) kinds: BTreeMap<&'static str, (usize, Duration)>,
+    pub(crate) kinds: BTreeMap<&'static str, (usize, Duration)>,
 }
 
 impl Operations {
     /// Does them all, alone, on this machine as it is just now.
-    pub(super) fn cost(&self) -> io::Result<Cost> {
+    pub(crate) fn cost(&self) -> Cost {
         let mut known = BTreeMap::new();
         let mut cost = Cost::default();
         for operation in &self.0 {
             let price = match known.get(operation) {
                 Some(price) => *price,
-                None => *known.entry(*operation).or_insert(operation.cost()?),
+                None => *known.entry(*operation).or_insert(operation.cost()),
             };
             cost.total += price;
             let (count, sum) = cost.kinds.entry(operation.kind()).or_default();
             *count += 1;
             *sum += price;
         }
-        Ok(cost)
+        cost
     }
 
     /// Of one `proxy_request` on the control tunnel: its frame opened, and the answer's sealed.
-    pub(super) fn of_proxy_request(request: &ProxyRequest, response: &Response) -> Self {
+    pub(crate) fn of_proxy_request(request: &ProxyRequest, response: &Response) -> Self {
         let Response { status, reason, headers, body } = response;
         let answer = encode_proxy_response(Some((0, &request.id)), *status, reason, headers, body);
         Self(vec![opened(&request.encode(0)), sealed(&answer)])
     }
 
     /// Of one request of the data plane, on a stream of the tunnel or on a connection of its own.
-    pub(super) fn of_data_plane_request(url: &str, response: &Response, on_tunnel: bool) -> io::Result<Self> {
+    pub(crate) fn of_data_plane_request(url: &str, response: &Response, on_tunnel: bool) -> io::Result<Self> {
         let fault = |what: &str| io::Error::other(format!("data plane, alone: {what}"));
         let now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(1_795_391_521) };
         let (mut rng, crypto) = (Drbg::new([8; 32]), Noting::default());
@@ -295,6 +305,8 @@ impl Operations {
         let asked = taken.map_err(|refused| fault(&refused.reason))?;
         let answer = asked.encode(response).seal();
         let mut operations = crypto.notes.take();
+        // The one thing beside cryptography that the protocol has done to every byte.
+        operations.push(Operation::Base64(response.body.len()));
         if on_tunnel {
             let stream_id = || String::from("00000000-0000-4000-8000-000000000000");
             let target = String::from("{\"kind\":\"data-plane\"}");
@@ -360,7 +372,7 @@ mod tests {
     #[test]
     fn the_cost_of_a_request_is_that_of_its_operations() {
         let operations = Operations(vec![Operation::Sha256(64), Operation::Sha256(64), Operation::Hkdf(32)]);
-        let cost = operations.cost().unwrap();
+        let cost = operations.cost();
         assert_eq!(cost.total, cost.kinds.values().map(|(_, sum)| *sum).sum::<Duration>());
         assert_eq!((cost.kinds["SHA-256"].0, cost.kinds["HKDF"].0), (2, 1));
         assert!(cost.total > Duration::ZERO);
