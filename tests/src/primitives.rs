@@ -280,13 +280,13 @@ impl Operations {
         let node = Identity::from_seed(crypto.clone(), &[1; 32]);
         let issuer = Pure.signing_key(&[2; 32]);
         let claims = ticket::Claims {
-            iss: ticket::ISSUER.to_owned(),
-            aud: NODE_ID.to_owned(),
-            sub: dedupe::key(&Pure, url, "GET", [], None).ok_or_else(|| fault("no URL"))?,
-            scope: ticket::SCOPE.to_owned(),
+            iss: ticket::ISSUER.into(),
+            aud: NODE_ID.into(),
+            sub: dedupe::key(&Pure, url, "GET", [], None).ok_or_else(|| fault("no URL"))?.into(),
+            scope: ticket::SCOPE.into(),
             iat: now.unix_seconds(),
             exp: now.unix_seconds() + 60,
-            jti: "00000000-0000-4000-8000-000000000000".to_owned(),
+            jti: "00000000-0000-4000-8000-000000000000".into(),
         };
         let token = ticket::issue(&Pure, &issuer, "0000000000000000", &claims);
 

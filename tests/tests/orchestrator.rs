@@ -81,14 +81,15 @@ fn a_ticket_is_for_one_request_at_one_node() {
     let key = base64::decode_array(published["x"].as_str().unwrap()).unwrap();
     let expires_at = answer.body["expires_at"].as_u64().unwrap();
     let token = answer.body["token"].as_str().unwrap();
-    let claims = ticket::verify(&Pure, token, &key, NODE_ID, expires_at).unwrap();
+    let mut token = ticket::Token::parse(token).unwrap();
+    let claims = token.verify(&Pure, &key, NODE_ID, expires_at).unwrap();
     let request = Request {
         target_url: String::from("http://a.example/?a=1&b=2"),
         method: Some(String::from("PUT")),
         body: Some(b"hi".to_vec()),
         ..Request::default()
     };
-    assert_eq!(Some(claims.sub), request.dedupe_key(&Pure));
+    assert_eq!(Some(claims.sub.into_owned()), request.dedupe_key(&Pure));
     let again = mint(json!({ "target_url": url, "node_id": NODE_ID }));
     assert_ne!(again.body["token"], answer.body["token"]);
 }

@@ -81,13 +81,13 @@ impl<C: Crypto> Client<C> {
         self.tickets += 1;
         let issued_at = NOW.unix_seconds();
         let claims = ticket::Claims {
-            iss: ticket::ISSUER.to_string(),
-            aud: NODE_ID.to_string(),
-            sub: self.dedupe_key.clone(),
-            scope: ticket::SCOPE.to_string(),
+            iss: ticket::ISSUER.into(),
+            aud: NODE_ID.into(),
+            sub: self.dedupe_key.as_str().into(),
+            scope: ticket::SCOPE.into(),
             iat: issued_at,
             exp: issued_at + TICKET_LIFETIME,
-            jti: format!("{:032x}", self.tickets),
+            jti: format!("{:032x}", self.tickets).into(),
         };
         let token = ticket::issue(&self.crypto, &self.issuer, "composite", &claims);
         let frame = session.seal(FrameType::Data, self.request.encode(&token));
@@ -244,8 +244,7 @@ impl<C: Crypto> Exchange<C> {
                 let gate = responder::Gate { issuer_key: Some(&self.issuer_key), node_id: NODE_ID };
                 let request = opened.verify(gate, NOW);
                 let request = request.map_err(|refused| format!("the ticket: {}", refused.reason))?;
-                let claims = &request.claims;
-                let spent = self.spent.spend(&self.crypto, &claims.jti, claims.iat, claims.exp, NOW);
+                let spent = self.spent.spend(&request.ticket, NOW);
                 spent.map_err(|error| format!("the ticket cannot be spent: {error:?}"))?;
                 At::Paid(request)
             }

@@ -409,10 +409,7 @@ impl<C: Crypto> Control<C> {
                 return self.refuse_client(context, id, *request, Refusal::UpstreamError, &failed.reason);
             }
         };
-        let claims = &request.claims;
-        let spent =
-            self.clients.spent.spend(context.crypto, &claims.jti, claims.iat, claims.exp, context.now);
-        if let Err(error) = spent {
+        if let Err(error) = self.clients.spent.spend(&request.ticket, context.now) {
             let reason = match error {
                 SpendError::Replayed => "the ticket was spent",
                 SpendError::BeforeStart => {

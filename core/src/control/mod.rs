@@ -170,7 +170,7 @@ impl<C: Crypto> Control<C> {
     pub(crate) fn handle_proxy_request(&mut self, context: &mut Context<'_, C>, request: ProxyRequest) {
         let ProxyRequest { id, target_url, method, headers, body, body_encoding } = request;
         let asker = Asker::Tunnel { reply_to: id };
-        match decode_body(body, body_encoding, self.limits.max_request_body) {
+        match decode_body(body.map(Into::into), body_encoding, self.limits.max_request_body) {
             Ok(body) => {
                 let headers = headers.unwrap_or_default().into_iter().collect();
                 let wanted = Wanted { url: &target_url, method: method.as_deref(), headers, body };

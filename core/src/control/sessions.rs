@@ -60,7 +60,7 @@ pub(super) fn request(data: &[u8], max_body: usize) -> Result<Request, (Option<I
     let body = datum
         .body
         .map(|raw| serde_json::from_str::<String>(raw.get()).unwrap_or_else(|_| raw.get().to_string()));
-    let body = decode_body(body, datum.body_encoding, max_body).map_err(invalid)?;
+    let body = decode_body(body.map(Into::into), datum.body_encoding, max_body).map_err(invalid)?;
     let headers = datum.headers.unwrap_or_default().into_iter().collect();
     Ok(Request { id: id.map(ToOwned::to_owned), url, method: datum.method, headers, body })
 }

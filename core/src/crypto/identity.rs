@@ -56,7 +56,12 @@ impl<C: Crypto> Identity<C> {
 
     /// A signature over `message`, base64.
     pub fn sign(&self, message: &[u8]) -> String {
-        base64::encode(&self.crypto.sign(&self.key, message))
+        base64::encode(&self.sign_bytes(message))
+    }
+
+    /// A signature over `message`.
+    pub fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
+        self.crypto.sign(&self.key, message)
     }
 }
 

@@ -1,15 +1,14 @@
 //! The dedupe key: what names a request, so that a ticket can be bound to it (protocol.md section 10).
 
-use alloc::collections::BTreeMap;
-use alloc::string::{String, ToString as _};
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde_json::{Value, json};
 use url::Url;
 use url::form_urlencoded::Serializer;
 
 use crate::crypto::Crypto;
-use crate::wire::{canonical, hex};
+use crate::wire::hex;
+use crate::wire::json::{Bytes, Object};
 
 /// The key of a request: 64 hex digits. `None` where the URL is not one.
 pub fn key<'h, C: Crypto>(
@@ -19,30 +18,64 @@ pub fn key<'h, C: Crypto>(
     headers: impl IntoIterator<Item = (&'h str, &'h str)>,
     body: Option<&[u8]>,
 ) -> Option<String> {
+    Some(hex::encode(&digest(crypto, url, method, headers, body, Vec::new())?))
+}
+
+/// The key as bytes. `scratch` is memory that may be used, whatever is in it.
+pub(crate) fn digest<'h, C: Crypto>(
+    crypto: &C,
+    url: &str,
+    method: &str,
+    headers: impl IntoIterator<Item = (&'h str, &'h str)>,
+    body: Option<&[u8]>,
+    mut scratch: Vec<u8>,
+) -> Option<[u8; 32]> {
     let url = canonical_url(url)?;
-    let mut scope = "global".to_string();
-    let mut kept: BTreeMap<String, Value> = BTreeMap::new();
+    let (mut accept, mut content_type, mut api_key) = (None, None, None);
     for (name, value) in headers {
-        let name = name.to_ascii_lowercase();
-        match name.as_str() {
-            "x-api-key" => scope = hex::encode(&crypto.sha256(&[value.as_bytes()])),
-            "accept" | "content-type" => {
-                let value = value.split_whitespace().collect::<Vec<_>>().join(" ");
-                if !value.is_empty() {
-                    kept.insert(name, value.into());
-                }
-            }
-            _ => {}
+        let is_empty = value.split_whitespace().next().is_none();
+        if name.eq_ignore_ascii_case("x-api-key") {
+            api_key = Some(value);
+        } else if name.eq_ignore_ascii_case("accept") && !is_empty {
+            accept = Some(value);
+        } else if name.eq_ignore_ascii_case("content-type") && !is_empty {
+            content_type = Some(value);
         }
     }
+    let (mut body_hash, mut scope) = ([0; 64], [0; 64]);
     let body_hash = match body {
-        Some(body) => hex::encode(&crypto.sha256(&[body])),
-        None => "no-body".to_string(),
+        Some(body) => hex::encode_to(&crypto.sha256(&[body]), &mut body_hash),
+        None => "no-body",
     };
-    let named = json!({
-        "v": 1, "scope": scope, "method": method.to_uppercase(), "url": url, "headers": kept, "body_hash": body_hash,
-    });
-    Some(hex::encode(&crypto.sha256(&[canonical::to_canonical(&named).as_bytes()])))
+    let scope = match api_key {
+        Some(key) => hex::encode_to(&crypto.sha256(&[key.as_bytes()]), &mut scope),
+        None => "global",
+    };
+    let length = |value: Option<&str>| value.map_or(0, str::len);
+    scratch.clear();
+    scratch.reserve(url.len() + length(accept) + length(content_type) + 320);
+    let mut named = Bytes(scratch);
+    // In canonical order.
+    let mut object = Object::open(&mut named);
+    object.text("body_hash", body_hash);
+    let mut kept = object.object("headers");
+    for (name, value) in [("accept", accept), ("content-type", content_type)] {
+        if let Some(value) = value {
+            kept.chars(name, words(value));
+        }
+    }
+    kept.close();
+    object.chars("method", method.chars().flat_map(char::to_uppercase));
+    object.text("scope", scope);
+    object.text("url", &url);
+    object.number("v", 1);
+    object.close();
+    Some(crypto.sha256(&[&named.0]))
+}
+
+/// The words of a value, with one space between.
+fn words(value: &str) -> impl Iterator<Item = char> + '_ {
+    value.split_whitespace().flat_map(|word| core::iter::once(' ').chain(word.chars())).skip(1)
 }
 
 /// The URL without its fragment, its query decoded as form data, sorted by name and then value (UTF-16 code units),
@@ -50,6 +83,9 @@ pub fn key<'h, C: Crypto>(
 fn canonical_url(url: &str) -> Option<String> {
     let mut url = Url::parse(url).ok()?;
     url.set_fragment(None);
+    if url.query().is_none() {
+        return Some(url.into());
+    }
     let mut pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
     // `cmp_by` of the two UTF-16 sequences; the sort keeps equal pairs as they are.
     pairs.sort_by(|a, b| utf16_cmp(&a.0, &b.0).then_with(|| utf16_cmp(&a.1, &b.1)));
@@ -70,7 +106,10 @@ fn utf16_cmp(a: &str, b: &str) -> core::cmp::Ordering {
 mod tests {
     use super::*;
     use crate::crypto::pure::Pure;
+    use crate::wire::canonical;
     use crate::wire::canonical::tests::vectors;
+    use alloc::string::ToString as _;
+    use serde_json::Value;
 
     fn key_of(url: &Value, method: &Value, headers: &Value, body: Option<&[u8]>) -> Option<String> {
         let headers = headers.as_object().cloned().unwrap_or_default();

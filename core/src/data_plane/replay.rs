@@ -1,10 +1,12 @@
 //! Spent tickets (protocol.md section 10): the replay window, which lives as long as the process, and what of it
 //! outlives a restart.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::hash::{BuildHasherDefault, Hasher};
 
+use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::ticket::CLOCK_TOLERANCE;
@@ -21,6 +23,43 @@ pub const MAX_FILE: usize = 8 * 1024 * 1024;
 /// A ticket's `jti`, hashed: the names are the issuer's, and of any length.
 type Name = [u8; 16];
 
+/// A name is a hash already: some of its bytes are all that a table wants of it. Who could choose names whose bytes
+/// agree would have to be the issuer.
+#[derive(Clone, Copy, Debug, Default)]
+struct FirstBytes(u64);
+
+impl Hasher for FirstBytes {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk() {
+            self.0 = u64::from_ne_bytes(*first);
+        }
+    }
+
+    // An array says its length as well.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// A ticket to be spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    name: Name,
+    issued_at: u64,
+    expires_at: u64,
+}
+
+impl Ticket {
+    /// The ticket of that `jti`, issued and expiring at those times (unix seconds).
+    pub fn new<C: Crypto>(crypto: &C, jti: &str, issued_at: u64, expires_at: u64) -> Self {
+        let mut name = Name::default();
+        name.copy_from_slice(&crypto.sha256(&[jti.as_bytes()])[..16]);
+        Self { name, issued_at, expires_at }
+    }
+}
+
 /// Which tickets were spent.
 ///
 /// A ticket lives about a minute, so the capacity is that of over a thousand requests a second; what falls out at the
@@ -31,7 +70,7 @@ pub struct Spent {
     first: u64,
     started: Now,
     /// When each expires.
-    names: BTreeMap<Name, u64>,
+    names: HashMap<Name, u64, BuildHasherDefault<FirstBytes>>,
     order: VecDeque<Name>,
 }
 
@@ -97,7 +136,7 @@ impl Spent {
     /// also those that an issuer whose clock is ahead may have issued before the start.
     #[must_use]
     pub fn new(started: Now, before: Before) -> Self {
-        let mut spent = Self { first: 0, started, names: BTreeMap::new(), order: VecDeque::new() };
+        let mut spent = Self { first: 0, started, names: HashMap::default(), order: VecDeque::new() };
         let seconds = started.unix_seconds();
         let after = seconds.saturating_add(CLOCK_TOLERANCE).saturating_add(1);
         match before {
@@ -128,25 +167,15 @@ impl Spent {
         }
     }
 
-    /// Spends the ticket of that name, issued and expiring at those times (unix seconds). To be called last, after
-    /// every other check, so that a refusal burns nothing.
+    /// Spends a ticket. To be called last, after every other check, so that a refusal burns nothing.
     ///
     /// # Errors
     /// [`SpendError`].
-    pub fn spend<C: Crypto>(
-        &mut self,
-        crypto: &C,
-        jti: &str,
-        issued_at: u64,
-        expires_at: u64,
-        now: Now,
-    ) -> Result<(), SpendError> {
-        if issued_at < self.first(now) {
+    pub fn spend(&mut self, ticket: &Ticket, now: Now) -> Result<(), SpendError> {
+        if ticket.issued_at < self.first(now) {
             return Err(SpendError::BeforeStart);
         }
-        let hash = crypto.sha256(&[jti.as_bytes()]);
-        let Some(name) = hash.first_chunk::<16>() else { return Err(SpendError::Replayed) };
-        if self.insert(*name, expires_at) { Ok(()) } else { Err(SpendError::Replayed) }
+        if self.insert(ticket.name, ticket.expires_at) { Ok(()) } else { Err(SpendError::Replayed) }
     }
 
     fn insert(&mut self, name: Name, expires: u64) -> bool {
@@ -191,7 +220,7 @@ mod tests {
     }
 
     fn spend(spent: &mut Spent, jti: &str, issued_at: u64) -> Result<(), SpendError> {
-        spent.spend(&Pure, jti, issued_at, issued_at + 60, at(issued_at.max(START)))
+        spent.spend(&Ticket::new(&Pure, jti, issued_at, issued_at + 60), at(issued_at.max(START)))
     }
 
     #[test]
@@ -250,7 +279,7 @@ mod tests {
         let spend_at = |now: Now, before_now| {
             let issued_at = now.unix_seconds() - before_now;
             let mut spent = Spent::new(at(START), Before::Unclean);
-            (spent.spend(&Pure, "a", issued_at, issued_at + 60, now), spent.file(now))
+            (spent.spend(&Ticket::new(&Pure, "a", issued_at, issued_at + 60), now), spent.file(now))
         };
         let ahead = now(at(START + 30).unix + an_hour);
         assert_eq!(
@@ -264,7 +293,7 @@ mod tests {
         assert_eq!(spend_at(behind, 20).0, Ok(()), "a clock that was ahead at the start");
         let mut next = Spent::new(ahead, Before::from_file(&spend_at(ahead, 31).1));
         let issued_at = ahead.unix_seconds() - 31;
-        let replayed = next.spend(&Pure, "a", issued_at, issued_at + 60, ahead);
+        let replayed = next.spend(&Ticket::new(&Pure, "a", issued_at, issued_at + 60), ahead);
         assert_eq!(replayed, Err(SpendError::BeforeStart), "the next process knows the clock as it was set");
     }
 

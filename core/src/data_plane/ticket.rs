@@ -1,8 +1,10 @@
 //! Tickets: PASETO `v4.public` tokens that pay for exactly one request (protocol.md section 10).
 
+use alloc::borrow::Cow;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,21 +25,26 @@ const HEADER: &str = "v4.public.";
 
 /// What a ticket says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claims {
+pub struct Claims<'a> {
     /// [`ISSUER`].
-    pub iss: String,
+    #[serde(borrow)]
+    pub iss: Cow<'a, str>,
     /// The node it is for.
-    pub aud: String,
+    #[serde(borrow)]
+    pub aud: Cow<'a, str>,
     /// The dedupe key of the request it pays for.
-    pub sub: String,
+    #[serde(borrow)]
+    pub sub: Cow<'a, str>,
     /// [`SCOPE`].
-    pub scope: String,
+    #[serde(borrow)]
+    pub scope: Cow<'a, str>,
     /// Issued at, unix seconds.
     pub iat: u64,
     /// Expires at, unix seconds.
     pub exp: u64,
     /// Names the ticket; spent once.
-    pub jti: String,
+    #[serde(borrow)]
+    pub jti: Cow<'a, str>,
 }
 
 /// Why a ticket is not taken. The same to a client whatever it is: `unauthorized`.
@@ -78,35 +85,79 @@ impl fmt::Display for TicketError {
 
 impl core::error::Error for TicketError {}
 
-/// The claims of a token that `issuer_key` signed for `node_id`, all checks of section 10 passed but those that
-/// need more than the token: its request, and whether it was spent.
-///
-/// # Errors
-/// [`TicketError`], by the first check that fails.
-pub fn verify<C: Crypto>(
-    crypto: &C,
-    token: &str,
-    issuer_key: &[u8; 32],
-    node_id: &str,
-    unix_seconds: u64,
-) -> Result<Claims, TicketError> {
-    if token.len() > MAX_TOKEN {
-        return Err(TicketError::Malformed);
-    }
-    let parts = token.strip_prefix(HEADER).ok_or(TicketError::Malformed)?;
-    let (payload, footer) = parts.split_once('.').unwrap_or((parts, ""));
-    let payload = base64::decode(payload).ok_or(TicketError::Malformed)?;
-    let footer = base64::decode(footer).ok_or(TicketError::Malformed)?;
-    let (message, signature) = payload.split_last_chunk::<64>().ok_or(TicketError::Malformed)?;
-    if !crypto.verify(issuer_key, &pre_authentication(message, &footer, node_id), signature) {
-        return Err(TicketError::BadSignature);
-    }
-    let claims: Claims = serde_json::from_slice(message).map_err(|_| TicketError::Malformed)?;
-    check(&claims, node_id, unix_seconds)?;
-    Ok(claims)
+/// A token taken apart, in the one buffer that its signature is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// The pre-authentication encoding but for its last piece, which is the node's name.
+    signed: Vec<u8>,
+    message: Range<usize>,
+    signature: [u8; 64],
 }
 
-fn check(claims: &Claims, node_id: &str, now: u64) -> Result<(), TicketError> {
+impl Token {
+    /// Takes a token apart.
+    ///
+    /// # Errors
+    /// It is not a `v4.public` token.
+    pub fn parse(token: &str) -> Result<Self, TicketError> {
+        if token.len() > MAX_TOKEN {
+            return Err(TicketError::Malformed);
+        }
+        let parts = token.strip_prefix(HEADER).ok_or(TicketError::Malformed)?;
+        let (payload, footer) = parts.split_once('.').unwrap_or((parts, ""));
+        let mut signed = Vec::with_capacity(token.len() + 8 * 5 + MAX_ID);
+        begin(&mut signed);
+        let message = signed.len() + 8;
+        // Its length is known when it is there.
+        signed.extend_from_slice(&[0; 8]);
+        if !base64::decode_into(payload, &mut signed) {
+            return Err(TicketError::Malformed);
+        }
+        let signature = *signed[message..].last_chunk::<64>().ok_or(TicketError::Malformed)?;
+        let end = signed.len() - signature.len();
+        signed.truncate(end);
+        set_length(&mut signed, message);
+        let at = end + 8;
+        signed.extend_from_slice(&[0; 8]);
+        if !base64::decode_into(footer, &mut signed) {
+            return Err(TicketError::Malformed);
+        }
+        set_length(&mut signed, at);
+        Ok(Self { signed, message: message..end, signature })
+    }
+
+    /// The memory of a token that is done with.
+    pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
+        core::mem::take(&mut self.signed)
+    }
+
+    /// The claims, if `issuer_key` signed them for `node_id`, all checks of section 10 passed but those that need more
+    /// than the token: its request, and whether it was spent.
+    ///
+    /// # Errors
+    /// [`TicketError`], by the first check that fails.
+    pub fn verify<C: Crypto>(
+        &mut self,
+        crypto: &C,
+        issuer_key: &[u8; 32],
+        node_id: &str,
+        unix_seconds: u64,
+    ) -> Result<Claims<'_>, TicketError> {
+        let length = self.signed.len();
+        push(&mut self.signed, node_id.as_bytes());
+        let is_signed = crypto.verify(issuer_key, &self.signed, &self.signature);
+        self.signed.truncate(length);
+        if !is_signed {
+            return Err(TicketError::BadSignature);
+        }
+        let message = self.signed.get(self.message.clone()).unwrap_or_default();
+        let claims: Claims<'_> = serde_json::from_slice(message).map_err(|_| TicketError::Malformed)?;
+        check(&claims, node_id, unix_seconds)?;
+        Ok(claims)
+    }
+}
+
+fn check(claims: &Claims<'_>, node_id: &str, now: u64) -> Result<(), TicketError> {
     let refusals = [
         (claims.iss != ISSUER, TicketError::Issuer),
         (claims.aud != node_id, TicketError::Audience),
@@ -122,7 +173,7 @@ fn check(claims: &Claims, node_id: &str, now: u64) -> Result<(), TicketError> {
 }
 
 /// The issuer's half: a token of these claims.
-pub fn issue<C: Crypto>(crypto: &C, key: &C::SigningKey, kid: &str, claims: &Claims) -> String {
+pub fn issue<C: Crypto>(crypto: &C, key: &C::SigningKey, kid: &str, claims: &Claims<'_>) -> String {
     // Serialising strings and numbers cannot fail.
     let message = serde_json::to_vec(claims).unwrap_or_default();
     let footer = serde_json::to_vec(&serde_json::json!({ "kid": kid })).unwrap_or_default();
@@ -133,14 +184,29 @@ pub fn issue<C: Crypto>(crypto: &C, key: &C::SigningKey, kid: &str, claims: &Cla
 
 /// PASETO's PAE: a count, then each piece behind its length, all of 64 bits and little-endian.
 fn pre_authentication(message: &[u8], footer: &[u8], implicit: &str) -> Vec<u8> {
-    let pieces = [HEADER.as_bytes(), message, footer, implicit.as_bytes()];
-    let mut out = Vec::with_capacity(8 * 5 + pieces.iter().map(|piece| piece.len()).sum::<usize>());
-    out.extend_from_slice(&(pieces.len() as u64).to_le_bytes());
-    for piece in pieces {
-        out.extend_from_slice(&(piece.len() as u64).to_le_bytes());
-        out.extend_from_slice(piece);
+    let mut out = Vec::new();
+    begin(&mut out);
+    for piece in [message, footer, implicit.as_bytes()] {
+        push(&mut out, piece);
     }
     out
+}
+
+/// The count of pieces, and the first of them.
+fn begin(out: &mut Vec<u8>) {
+    out.extend_from_slice(&4_u64.to_le_bytes());
+    push(out, HEADER.as_bytes());
+}
+
+fn push(out: &mut Vec<u8>, piece: &[u8]) {
+    out.extend_from_slice(&(piece.len() as u64).to_le_bytes());
+    out.extend_from_slice(piece);
+}
+
+/// Writes the length of the piece that goes from `at` to the end, before it.
+fn set_length(out: &mut [u8], at: usize) {
+    let length = (out.len() - at) as u64;
+    out[at - 8..at].copy_from_slice(&length.to_le_bytes());
 }
 
 #[cfg(test)]
@@ -152,7 +218,7 @@ mod tests {
 
     const NOW: u64 = 1_700_000_010;
 
-    fn claims() -> Claims {
+    fn claims() -> Claims<'static> {
         Claims {
             iss: ISSUER.into(),
             aud: "node-1".into(),
@@ -164,9 +230,22 @@ mod tests {
         }
     }
 
-    fn verify_claims(claims: &Claims, now: u64) -> Result<Claims, TicketError> {
+    fn verify(
+        token: &str,
+        issuer_key: &[u8; 32],
+        node_id: &str,
+        now: u64,
+    ) -> Result<Claims<'static>, TicketError> {
+        let mut token = Token::parse(token)?;
+        let Claims { iss, aud, sub, scope, iat, exp, jti } = token.verify(&Pure, issuer_key, node_id, now)?;
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        let (iss, aud, sub) = (owned(iss), owned(aud), owned(sub));
+        Ok(Claims { iss, aud, sub, scope: owned(scope), iat, exp, jti: owned(jti) })
+    }
+
+    fn verify_claims(claims: &Claims<'_>, now: u64) -> Result<Claims<'static>, TicketError> {
         let key = Pure.signing_key(&[7; 32]);
-        verify(&Pure, &issue(&Pure, &key, "k", claims), &Pure.public_key(&key), "node-1", now)
+        verify(&issue(&Pure, &key, "k", claims), &Pure.public_key(&key), "node-1", now)
     }
 
     #[test]
@@ -177,7 +256,7 @@ mod tests {
             let (how, expect) = (&vector["verify"], &vector["expect"]);
             let node_id = how["expectedNodeId"].as_str().unwrap();
             let now = how["now"].as_u64().unwrap();
-            let result = verify(&Pure, vector["token"].as_str().unwrap(), &key, node_id, now);
+            let result = verify(vector["token"].as_str().unwrap(), &key, node_id, now);
             match result {
                 Ok(claims) => {
                     assert_eq!(expect["ok"], true, "{}", vector["name"]);
@@ -212,9 +291,9 @@ mod tests {
         assert_eq!(with(|c| c.iss = "me".into()), TicketError::Issuer);
         assert_eq!(with(|c| c.aud = "node-2".into()), TicketError::BadSignature);
         assert_eq!(with(|c| c.scope = "admin".into()), TicketError::Scope);
-        assert_eq!(with(|c| c.jti = String::new()), TicketError::Empty);
-        assert_eq!(with(|c| c.jti = "x".repeat(MAX_ID + 1)), TicketError::Empty);
-        assert_eq!(with(|c| c.sub = String::new()), TicketError::Empty);
+        assert_eq!(with(|c| c.jti = "".into()), TicketError::Empty);
+        assert_eq!(with(|c| c.jti = "x".repeat(MAX_ID + 1).into()), TicketError::Empty);
+        assert_eq!(with(|c| c.sub = "".into()), TicketError::Empty);
         assert_eq!(with(|c| c.exp = 0), TicketError::Expired);
         assert_eq!(with(|c| c.iat = u64::MAX), TicketError::Future);
         let mut forever = claims();
@@ -227,17 +306,17 @@ mod tests {
         let key = Pure.signing_key(&[7; 32]);
         let public = Pure.public_key(&key);
         let token = issue(&Pure, &key, "k", &claims());
-        assert_eq!(verify(&Pure, &token, &[9; 32], "node-1", NOW), Err(TicketError::BadSignature));
+        assert_eq!(verify(&token, &[9; 32], "node-1", NOW), Err(TicketError::BadSignature));
         for at in (0..token.len()).step_by(7) {
             let mut damaged = token.clone().into_bytes();
             damaged[at] = if damaged[at] == b'A' { b'B' } else { b'A' };
             let damaged = String::from_utf8(damaged).unwrap();
-            assert!(verify(&Pure, &damaged, &public, "node-1", NOW).is_err(), "byte {at}");
+            assert!(verify(&damaged, &public, "node-1", NOW).is_err(), "byte {at}");
         }
         for junk in
             ["", "v4.public.", "v4.local.AAAA", "v4.public.AAAA.AAAA", "v4.public.....", &"x".repeat(9999)]
         {
-            assert_eq!(verify(&Pure, junk, &public, "node-1", NOW), Err(TicketError::Malformed));
+            assert_eq!(verify(junk, &public, "node-1", NOW), Err(TicketError::Malformed));
         }
     }
 }

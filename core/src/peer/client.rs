@@ -221,7 +221,7 @@ impl<C: Crypto> Connecting<C> {
         let node_nonce = base64::decode_array(node.1).ok_or(ConnectError::Malformed)?;
         let shared = self.crypto.agree(self.secret, &point).map_err(|_| ConnectError::Malformed)?;
         let keys = Keys::derive(&self.crypto, &shared, &self.nonce, &node_nonce, &binding);
-        if keys.session_id != fields.session_id {
+        if keys.session_id.as_str() != fields.session_id {
             return Err(ConnectError::Malformed);
         }
         Ok(Session::new(self.crypto, keys, Role::Client, nonces))

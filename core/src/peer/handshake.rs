@@ -247,7 +247,7 @@ fn answer<C: Crypto>(
         timestamp: now.unix_seconds(),
         server_public_key: base64::encode(&point),
         server_nonce: base64::encode(server_nonce),
-        session_id: &keys.session_id,
+        session_id: keys.session_id.as_str(),
         signature: None,
     };
     // Serialising strings and numbers cannot fail.

@@ -238,7 +238,7 @@ impl<C: Crypto> Handshake<C> {
         let shared = self.crypto.agree(self.secret, &point).map_err(|_| HandshakeError::BadPoint)?;
         let keys = Keys::derive(&self.crypto, &shared, &self.client_nonce, &server_nonce, &self.transcript);
         let named = fields.session_id.unwrap_or_default();
-        if !constant_time_eq(named.as_bytes(), keys.session_id.as_bytes()) {
+        if !constant_time_eq(named.as_bytes(), keys.session_id.as_str().as_bytes()) {
             return Err(HandshakeError::WrongSession);
         }
         Ok(Session::new(self.crypto, keys, Role::Client, nonces))
@@ -362,7 +362,7 @@ mod tests {
         let mut accept = serde_json::json!({
             "type": "handshake_accept", "protocol": PROTOCOL, "version": 1, "timestamp": 1001, "new": "member",
             "server_public_key": base64::encode(&point), "server_nonce": base64::encode(&server_nonce),
-            "session_id": keys.session_id,
+            "session_id": keys.session_id.as_str(),
         });
         let server = Identity::from_seed(Pure, server_seed);
         accept["signature"] = server.sign(canonical::to_canonical(&accept).as_bytes()).into();

@@ -2,7 +2,6 @@
 //!
 //! The tunnel and each data-plane connection use the same session, derived from another transcript.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -21,14 +20,39 @@ pub enum Role {
     Server,
 }
 
+/// The name of a session: 32 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SessionId([u8; 32]);
+
+impl SessionId {
+    fn of(bytes: &[u8; 16]) -> Self {
+        let mut text = [0; 32];
+        hex::encode_to(bytes, &mut text);
+        Self(text)
+    }
+
+    /// As it stands on the wire.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Digits are UTF-8.
+        core::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What the two ends of a session agreed on.
 pub struct Keys {
     /// Seals what the client sends.
     pub client_to_server: Zeroizing<[u8; 32]>,
     /// Seals what the server sends.
     pub server_to_client: Zeroizing<[u8; 32]>,
-    /// Names the session; 32 hex digits.
-    pub session_id: String,
+    /// Names the session.
+    pub session_id: SessionId,
 }
 
 impl fmt::Debug for Keys {
@@ -55,7 +79,7 @@ impl Keys {
         expand(b"consensus-node-tunnel-v1:server-to-client", &mut *server_to_client);
         let mut session_id = [0; 16];
         expand(b"consensus-node-tunnel-v1:session-id", &mut session_id);
-        Self { client_to_server, server_to_client, session_id: hex::encode(&session_id) }
+        Self { client_to_server, server_to_client, session_id: SessionId::of(&session_id) }
     }
 }
 
@@ -99,7 +123,7 @@ impl From<FrameError> for OpenError {
 pub struct Session<C: Crypto> {
     crypto: C,
     nonces: Drbg,
-    session_id: String,
+    session_id: SessionId,
     send_key: C::AeadKey,
     next_sequence: u64,
     receive_key: C::AeadKey,
@@ -137,7 +161,7 @@ impl<C: Crypto> Session<C> {
 
     /// As both ends derived it: 32 hex digits.
     pub fn session_id(&self) -> &str {
-        &self.session_id
+        self.session_id.as_str()
     }
 
     /// Seals a plaintext of at most [`frame::MAX_PLAINTEXT`] bytes in place and gives the whole frame.

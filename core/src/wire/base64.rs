@@ -35,6 +35,31 @@ pub fn encode_into(bytes: &[u8], out: &mut Vec<u8>) {
     debug_assert_eq!(written, Ok(length), "the length was computed for exactly these bytes");
 }
 
+/// The longest value that [`Text`] and [`decode_array`] take, in bytes: a point on P-256 has 65.
+const MAX_SHORT: usize = 66;
+
+/// The standard encoding of a short value, without memory of its own.
+pub(crate) struct Text {
+    text: [u8; MAX_SHORT / 3 * 4],
+    length: usize,
+}
+
+impl Text {
+    /// Of at most 66 bytes.
+    pub(crate) fn of<const N: usize>(bytes: &[u8; N]) -> Self {
+        const { assert!(N <= MAX_SHORT) }
+        let mut text = [0; MAX_SHORT / 3 * 4];
+        // It fits, see above.
+        let length = BASE64_STANDARD.encode_slice(bytes, &mut text).unwrap_or_default();
+        Self { text, length }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        // Base64 is UTF-8.
+        core::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+    }
+}
+
 /// Either alphabet (not both in one text), padding optional. `None` when it is not base64.
 #[must_use]
 pub fn decode(text: &str) -> Option<Vec<u8>> {
@@ -60,11 +85,17 @@ pub fn decode_into(text: &str, out: &mut Vec<u8>) -> bool {
 /// Like [`decode`], for exactly `N` bytes. Takes no memory for a text of another length.
 #[must_use]
 pub fn decode_array<const N: usize>(text: &str) -> Option<[u8; N]> {
+    const { assert!(N <= MAX_SHORT) }
     let unpadded = text.trim_end_matches('=');
     if unpadded.len() != (N * 4).div_ceil(3) {
         return None;
     }
-    decode(text)?.try_into().ok()
+    let mut out = [0; MAX_SHORT];
+    let length = LENIENT_STANDARD
+        .decode_slice(unpadded, &mut out)
+        .or_else(|_| LENIENT_URL.decode_slice(unpadded, &mut out))
+        .ok()?;
+    out[..length].try_into().ok()
 }
 
 /// The bytes a base64 text of this length decodes to, at most.

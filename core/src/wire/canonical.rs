@@ -11,6 +11,8 @@ use core::fmt::Write as _;
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 
+use super::json::write_string;
+
 /// The canonical text of `value`.
 ///
 /// Depth costs heap, not stack: no value can overflow it.
@@ -119,27 +121,6 @@ fn array_index(name: &str) -> Option<u32> {
         return None;
     }
     name.parse().ok().filter(|index| *index != u32::MAX)
-}
-
-fn write_string(text: &str, out: &mut String) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{8}' => out.push_str("\\b"),
-            '\t' => out.push_str("\\t"),
-            '\n' => out.push_str("\\n"),
-            '\u{c}' => out.push_str("\\f"),
-            '\r' => out.push_str("\\r"),
-            '\0'..='\u{1f}' => {
-                // Writing to a String cannot fail.
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
-            }
-            _ => out.push(c),
-        }
-    }
-    out.push('"');
 }
 
 /// A number as ECMAScript prints the nearest double.

@@ -222,6 +222,13 @@ impl FrameBuf {
     }
 }
 
+impl fmt::Write for FrameBuf {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.extend(text.as_bytes());
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,15 @@ pub fn encode(bytes: &[u8]) -> String {
     out
 }
 
+/// Writes two digits a byte over `out`, which has room for exactly them; the text.
+pub(crate) fn encode_to<'t>(bytes: &[u8], out: &'t mut [u8]) -> &'t str {
+    for (byte, pair) in bytes.iter().zip(out.chunks_exact_mut(2)) {
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+    // Digits are UTF-8.
+    core::str::from_utf8(out).unwrap_or_default()
+}
+
 /// The bytes of an even number of digits in either case; `None` for anything else.
 #[must_use]
 pub fn decode(text: &str) -> Option<alloc::vec::Vec<u8>> {

@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Number, Value};
 
 use super::frame::FrameBuf;
+use super::json::Object;
 use crate::limits::{MAX_ID, MAX_MESSAGE, MAX_SMALL_MESSAGE};
 use crate::release::manifest::{Capabilities, Manifest};
 use crate::text::printable;
@@ -80,7 +81,7 @@ pub enum BodyEncoding {
 
 /// Names of header fields that are read of one request. Whoever is to send them takes far fewer and says so; these are
 /// as many as memory is taken for, because a map takes ten times the length of its JSON.
-const MAX_HEADERS_READ: usize = 1024;
+pub(crate) const MAX_HEADERS_READ: usize = 1024;
 
 /// Reads the header fields of a request, within [`MAX_HEADERS_READ`].
 pub(crate) fn few_headers<'de, D: Deserializer<'de>>(
@@ -506,21 +507,6 @@ fn encode<T: Serialize>(kind: &'static str, timestamp: u64, members: &T) -> Fram
     FrameBuf::from_plaintext(&json.unwrap_or_default())
 }
 
-/// The head of a `proxy_response`, written where it will be sealed; the body follows it without a copy between.
-#[derive(Serialize)]
-struct ProxyResponseHead<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timestamp: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reply_to: Option<&'a str>,
-    status: u16,
-    status_text: &'a str,
-    headers: &'a JoinedHeaders<'a>,
-    body_encoding: BodyEncoding,
-}
-
 /// The plaintext of a `proxy_response`: on the tunnel with `timestamp` and `reply_to` (section 9), on the data plane
 /// with neither (section 10). The body is encoded straight into the buffer that is sealed and sent.
 #[must_use]
@@ -532,19 +518,26 @@ pub fn encode_proxy_response(
     body: &[u8],
 ) -> FrameBuf {
     let headers = joined_headers(headers);
-    let head = ProxyResponseHead {
-        kind: "proxy_response",
-        timestamp: tunnel.map(|(timestamp, _)| timestamp),
-        reply_to: tunnel.map(|(_, reply_to)| reply_to),
-        status,
-        status_text,
-        headers: &headers,
-        body_encoding: BodyEncoding::Base64,
-    };
-    let json = serde_json::to_vec(&head).unwrap_or_default();
-    let encoded = body.len().div_ceil(3).saturating_mul(4);
-    let mut out = FrameBuf::with_capacity(json.len().saturating_add(encoded).saturating_add(16));
-    out.extend(json.strip_suffix(b"}").unwrap_or(&json));
+    // The names of the members, and a few escapes.
+    let mut capacity = body.len().div_ceil(3).saturating_mul(4).saturating_add(status_text.len() + 256);
+    for (name, value) in &headers {
+        capacity = capacity.saturating_add(name.len() + value.len() + 8);
+    }
+    let mut out = FrameBuf::with_capacity(capacity);
+    let mut head = Object::open(&mut out);
+    head.text("type", "proxy_response");
+    if let Some((timestamp, reply_to)) = tunnel {
+        head.number("timestamp", timestamp);
+        head.text("reply_to", reply_to);
+    }
+    head.number("status", status.into());
+    head.text("status_text", status_text);
+    let mut fields = head.object("headers");
+    for (name, value) in &headers {
+        fields.named(name, value);
+    }
+    fields.close();
+    head.text("body_encoding", "base64");
     out.extend(b",\"body\":\"");
     out.extend_base64(body);
     out.extend(b"\"}");
@@ -656,13 +649,13 @@ pub fn pong_plaintext(unix_seconds: u64) -> FrameBuf {
 /// # Errors
 /// It says base64 and is not, or is longer than `max` bytes.
 pub fn decode_body(
-    body: Option<String>,
+    body: Option<Cow<'_, str>>,
     encoding: BodyEncoding,
     max: usize,
 ) -> Result<Option<Vec<u8>>, String> {
     let Some(body) = body else { return Ok(None) };
     let bytes = match encoding {
-        BodyEncoding::Utf8 => body.into_bytes(),
+        BodyEncoding::Utf8 => body.into_owned().into_bytes(),
         BodyEncoding::Base64 => super::base64::decode(&body).ok_or("the body is not base64")?,
     };
     if bytes.len() > max {
@@ -834,7 +827,7 @@ mod tests {
 
     #[test]
     fn a_body_is_decoded_by_its_encoding_and_within_its_bound() {
-        let body = |text: &str, encoding, max| decode_body(Some(text.into()), encoding, max);
+        let body = |text: &str, encoding, max| decode_body(Some(Cow::Borrowed(text)), encoding, max);
         assert_eq!(body("aGk", BodyEncoding::Base64, 2), Ok(Some(b"hi".to_vec())));
         assert_eq!(body("aGk", BodyEncoding::Utf8, 3), Ok(Some(b"aGk".to_vec())));
         assert!(body("a!", BodyEncoding::Base64, 9).is_err());

@@ -4,5 +4,6 @@ pub mod base64;
 pub mod canonical;
 pub mod frame;
 pub mod hex;
+pub(crate) mod json;
 pub mod message;
 pub mod mux;

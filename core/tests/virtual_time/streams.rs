@@ -131,7 +131,7 @@ pub(super) fn paid(world: &World, jti: &str, url: &str) -> String {
     let claims = Claims {
         iss: ticket::ISSUER.into(),
         aud: "node-1".into(),
-        sub: dedupe::key(&Pure, url, "GET", [], None).unwrap(),
+        sub: dedupe::key(&Pure, url, "GET", [], None).unwrap().into(),
         scope: ticket::SCOPE.into(),
         iat: now,
         exp: now + 60,

@@ -275,13 +275,13 @@ impl Orchestrator {
 
     /// The claims of a ticket that is good for one request, which is named by its dedupe key.
     #[must_use]
-    pub fn claims(&self, node_id: &str, dedupe_key: String) -> Claims {
+    pub fn claims(&self, node_id: &str, dedupe_key: String) -> Claims<'static> {
         self.shared.claims(node_id, dedupe_key)
     }
 
     /// A ticket of these claims, whatever they are, signed with the server's key.
     #[must_use]
-    pub fn ticket(&self, claims: &Claims) -> String {
+    pub fn ticket(&self, claims: &Claims<'_>) -> String {
         self.shared.issue(claims)
     }
 

@@ -29,20 +29,20 @@ struct Wanted {
 
 impl Shared {
     /// The claims of a good ticket.
-    pub(super) fn claims(&self, node_id: &str, dedupe_key: String) -> Claims {
+    pub(super) fn claims(&self, node_id: &str, dedupe_key: String) -> Claims<'static> {
         let now = self.now().unix_seconds();
         Claims {
-            iss: String::from(ticket::ISSUER),
-            aud: node_id.to_owned(),
-            sub: dedupe_key,
-            scope: String::from(ticket::SCOPE),
+            iss: ticket::ISSUER.into(),
+            aud: node_id.to_owned().into(),
+            sub: dedupe_key.into(),
+            scope: ticket::SCOPE.into(),
             iat: now,
             exp: now + LIFETIME,
-            jti: self.random_hex::<16>(),
+            jti: self.random_hex::<16>().into(),
         }
     }
 
-    pub(super) fn issue(&self, claims: &Claims) -> String {
+    pub(super) fn issue(&self, claims: &Claims<'_>) -> String {
         ticket::issue(&Pure, &Pure.signing_key(&self.seed), &kid(self), claims)
     }
 }
@@ -54,7 +54,7 @@ pub(super) fn mint(shared: &Shared, body: &Value) -> Reply {
         Ok(wanted) => wanted,
         Err(error) => return failure(400, "invalid_request", &error.to_string()),
     };
-    let body = match decode_body(body, body_encoding, MAX_LOCAL_BODY) {
+    let body = match decode_body(body.map(Into::into), body_encoding, MAX_LOCAL_BODY) {
         Ok(body) => body,
         Err(reason) => return failure(400, "invalid_request", &reason),
     };

@@ -172,9 +172,9 @@ fn a_ticket_pays_once_and_only_for_its_request(shell: Shell) {
         };
         for (what, token) in [
             ("another key", forged),
-            ("another node", with(|claims| claims.aud = String::from("somebody"))),
-            ("another request", with(|claims| claims.sub = "0".repeat(64))),
-            ("another scope", with(|claims| claims.scope = String::from("admin"))),
+            ("another node", with(|claims| claims.aud = "somebody".into())),
+            ("another request", with(|claims| claims.sub = "0".repeat(64).into())),
+            ("another scope", with(|claims| claims.scope = "admin".into())),
             ("expired", with(|claims| claims.exp = claims.iat - 10)),
             ("from the future", with(|claims| claims.iat += 60)),
             ("no ticket", String::from("nonsense")),
