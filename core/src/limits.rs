@@ -27,6 +27,9 @@ pub const MAX_PEER_TEXT: usize = 300;
 /// uses UUIDs (36).
 pub const MAX_ID: usize = 128;
 
+/// A release's tarball, in bytes. Real ones have a few MiB.
+pub const MAX_TARBALL: u64 = 256 * 1024 * 1024;
+
 /// How far a clock may be off before the server refuses a handshake (protocol.md section 3).
 pub const HANDSHAKE_CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
 
