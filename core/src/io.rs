@@ -585,6 +585,8 @@ pub enum Outcome {
     Refused,
     /// The network wants to be paid first.
     PaymentRequired,
+    /// The network requires another release than the one that runs.
+    Outdated,
     /// The network could not be reached.
     Unreachable,
     /// This program or this machine failed.
@@ -600,6 +602,7 @@ impl Outcome {
             Self::NotRegistered => 3,
             Self::Refused => 4,
             Self::PaymentRequired => 5,
+            Self::Outdated => 6,
             Self::Unreachable => 69,
             Self::Internal => 70,
         }

@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod command;
+pub mod connect;
 pub mod dial;
 pub mod effects;
 pub mod http;

@@ -2,6 +2,7 @@
 
 pub mod artifact;
 pub mod integrity;
+pub mod latest;
 pub mod manifest;
 pub mod signature;
 pub mod verify;
