@@ -9,6 +9,7 @@ pub mod budget;
 pub mod command;
 pub mod connect;
 pub mod dial;
+pub mod download;
 pub mod effects;
 pub mod http;
 pub mod log;
