@@ -161,6 +161,18 @@ pub const MAX_SOCKETS_UNSENT: usize = 32 * 1024 * 1024;
 /// on its way in has grown by a head when it goes out.
 pub const MAX_RELAYED: usize = 1024 * 1024;
 
+/// A release that the network directs, from `update_prepare` to its answer. What was downloaded of it is kept.
+pub const PREPARE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// The longest `restart_after_ms` that is waited: nothing new is taken on meanwhile.
+pub const MAX_RESTART_AFTER: Duration = Duration::from_secs(60);
+
+/// After that, what still runs gets so long to end before an update is installed: as long as a request may take.
+pub const DRAIN_LIMIT: Duration = PROXY_TIMEOUT;
+
+/// The installer, or the operator's command. Nothing new is taken on meanwhile.
+pub const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// A clean stop waits no longer for the spent tickets to be on the disk.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -12,6 +12,7 @@ pub mod dial;
 pub mod download;
 pub mod effects;
 pub mod http;
+pub mod install;
 pub mod log;
 pub mod measure;
 pub mod names;
@@ -23,6 +24,7 @@ pub mod socket;
 pub mod state_dir;
 pub mod system;
 pub mod tls;
+pub mod updates;
 pub mod websocket;
 pub mod workers;
 

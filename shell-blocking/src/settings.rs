@@ -25,6 +25,9 @@ use self::read::{
 use crate::log::Format;
 
 mod read;
+mod updating;
+
+pub use self::updating::Updating;
 
 /// A wrong value in an error message is cut after so many characters.
 const MAX_SHOWN: usize = 80;

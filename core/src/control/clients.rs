@@ -10,7 +10,7 @@ use core::mem;
 use core::time::Duration;
 
 use super::fetching::{Asker, Wanted};
-use super::{Context, Control};
+use super::{Context, Control, DRAINING};
 use crate::crypto::Crypto;
 use crate::data_plane::replay::{SpendError, Spent};
 use crate::data_plane::responder::{self, Refusal, Responder};
@@ -65,6 +65,8 @@ enum End {
     Busy,
     /// The node stops.
     Stopping,
+    /// The node restarts.
+    Restarting,
 }
 
 impl End {
@@ -75,6 +77,7 @@ impl End {
             Self::Handshake | Self::TooSlow => 1008,
             Self::Busy => 1013,
             Self::Stopping => 1001,
+            Self::Restarting => 1012,
         }
     }
 
@@ -85,6 +88,7 @@ impl End {
             Self::TooSlow => "the client took too long",
             Self::Busy => "this node is busy",
             Self::Stopping => "this node stops",
+            Self::Restarting => DRAINING,
         }
     }
 }
@@ -192,6 +196,10 @@ impl<C: Crypto> Control<C> {
 
     /// A WebSocket was opened at `/connect`. It is closed at once where there are as many as may be.
     pub(crate) fn handle_local_open(&mut self, now: Now, out: &mut crate::outbox::Outbox, id: LocalId) {
+        if self.draining {
+            let (code, reason) = (End::Restarting.code(), End::Restarting.reason().to_string());
+            return out.push(Output::CloseLocal { id, code, reason });
+        }
         if self.streams.len() + self.clients.locals() >= self.limits.max_streams {
             self.over_limit(out, "max-streams");
             let (code, reason) = (End::Busy.code(), End::Busy.reason().to_string());
@@ -259,6 +267,9 @@ impl<C: Crypto> Control<C> {
     }
 
     fn client_init(&mut self, context: &mut Context<'_, C>, id: ClientId, init: &[u8]) {
+        if self.draining {
+            return self.close_client(context, id, End::Restarting);
+        }
         if !self.clients.inits.take(self.limits.max_inits, context.now) {
             self.over_limit(context.out, "max-inits");
             return self.close_client(context, id, End::Busy);
@@ -432,7 +443,7 @@ mod tests {
 
     #[test]
     fn every_end_fits_in_a_close_frame() {
-        for end in [End::Complete, End::Handshake, End::TooSlow, End::Busy, End::Stopping] {
+        for end in [End::Complete, End::Handshake, End::TooSlow, End::Busy, End::Stopping, End::Restarting] {
             assert!(end.reason().len() <= 123, "{}", format!("{end:?}"));
         }
     }

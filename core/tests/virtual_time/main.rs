@@ -3,6 +3,7 @@
 
 mod evaluation;
 mod streams;
+mod updates;
 mod world;
 
 use std::time::Duration;

@@ -192,6 +192,7 @@ impl Setup {
             tls: tls(self.common.ca.as_deref())?,
             listen: None,
             log: self.log.clone(),
+            updates: None,
         })
     }
 
@@ -243,7 +244,7 @@ impl Setup {
 
     /// The last line: how it ended. Gives the exit code.
     fn finish(&self, finish: &Finish) -> u8 {
-        let level = if finish.outcome == Outcome::Done { Level::Info } else { Level::Error };
+        let level = if finish.outcome.exit_code() == 0 { Level::Info } else { Level::Error };
         let code = finish.outcome.exit_code();
         let outcome = serde_json::to_value(finish.outcome).unwrap_or_default();
         let members = [("outcome", outcome), ("exit_code", Value::from(code))];

@@ -70,6 +70,7 @@ macro_rules! subcommand {
             (max_head "KIB" "largest head of a response, 1 to 64 (CONSENSUS_MAX_HEAD; default 64)")
             (connect_seconds "N" "for a connection to a target, 1 to 30 (CONSENSUS_CONNECT_SECONDS; default 10)")
             (first_byte_seconds "N" "for a target to begin its answer, 1 to 30 (CONSENSUS_FIRST_BYTE_SECONDS; default 30)")
+            (update_command "COMMAND" "what installs an update that the network directs, by sh -c (CONSENSUS_NODE_UPDATE_COMMAND; default: the node itself)")
             (request_seconds "N" "for a whole request, 1 to 30 (CONSENSUS_REQUEST_SECONDS; default 30)")
             (allow_private_targets "let strangers reach private addresses through this node: for a lab only")
         } }
