@@ -838,6 +838,7 @@ mod tests {
         sources.listen()?;
         sources.registering()?;
         sources.release()?;
+        sources.updating()?;
         Ok(())
     }
 
@@ -888,6 +889,9 @@ mod tests {
             ("--connect-seconds", &["CONSENSUS_CONNECT_SECONDS"], &["0", "31", "x"]),
             ("--first-byte-seconds", &["CONSENSUS_FIRST_BYTE_SECONDS"], &["0", "31", "x"]),
             ("--request-seconds", &["CONSENSUS_REQUEST_SECONDS"], &["0", "31", "x"]),
+            ("--update-command", &["CONSENSUS_NODE_UPDATE_COMMAND"], &["a\nb", "a\x1bb"]),
+            ("", &["CONSENSUS_NODE_INSTALL_DIR"], &["\0"]),
+            ("", &["CONSENSUS_NODE_RELEASE_RETENTION"], &["0", "1", "101", "x"]),
             ("--listen", &[], &["9090", "host:1", "127.0.0.1", "127.0.0.1:65536", "::1:80x"]),
             ("", &["NODE_HOST"], &["example.org", "1.2.3"]),
             ("", &["NODE_PORT"], &["0", "65536", "http"]),

@@ -21,6 +21,7 @@ pub mod network;
 pub mod options;
 pub mod orchestrator;
 pub mod process;
+pub mod release;
 pub mod tls;
 pub mod tunnel;
 pub mod upstream;
