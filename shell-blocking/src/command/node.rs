@@ -63,6 +63,8 @@ fn serve<R: Runtime>(
 ) -> Result<u8, Failure> {
     let tunnel = sources.tunnel()?;
     let serving = sources.serving()?;
+    // Read here, so that a wrong key is told before anything is done.
+    sources.release_keys()?;
     let registration = setup.state_dir().registration()?;
     if registration.is_none() {
         let message = format!(
