@@ -17,6 +17,7 @@ pub mod log;
 pub mod measure;
 pub mod names;
 pub mod places;
+pub mod release;
 pub mod runtime_api;
 pub mod settings;
 pub mod signals;

@@ -17,6 +17,7 @@ use consensus_core::guard::Target;
 use consensus_core::io::EffectResult;
 use consensus_core::release::artifact::Artifact;
 use consensus_core::release::manifest::Manifest;
+use consensus_core::release::signature::ReleaseKeys;
 use consensus_core::text::printable;
 use consensus_core::update::{Install, RolledBack, Standing, Way};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -45,6 +46,8 @@ pub struct Updates {
     pub install: install::Settings,
     /// The operator's own command.
     pub command: Option<String>,
+    /// Who must have signed a release.
+    pub keys: ReleaseKeys,
     /// The network's server: a tarball there may be at any address.
     pub server: Option<Target>,
     /// Whether one elsewhere may be at an address that is not public.
@@ -283,6 +286,7 @@ mod tests {
         Updates {
             install: install::Settings { install_dir, retention: 3, probation, allow_older: false },
             command: command.map(str::to_owned),
+            keys: ReleaseKeys::default(),
             server: None,
             allow_private: false,
         }

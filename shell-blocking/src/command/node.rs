@@ -10,7 +10,6 @@ use consensus_core::guard::Target;
 use consensus_core::io::{Finish, Outcome, StateFile};
 use consensus_core::limits::Limits;
 use consensus_core::node::{Config, Node};
-use consensus_core::release::signature::ReleaseKeys;
 use consensus_core::state::Registration;
 use consensus_core::tunnel::Mode;
 use consensus_core::update;
@@ -74,6 +73,8 @@ fn serve<R: Runtime>(
 ) -> Result<u8, Failure> {
     let tunnel = sources.tunnel()?;
     let serving = sources.serving()?;
+    // Read here, so that a wrong key is told before anything is done.
+    let updates = Some(updates(sources, serving.allow_private_targets)?);
     let registration = setup.state_dir().registration()?;
     if registration.is_none() {
         let message = format!(
@@ -91,7 +92,6 @@ fn serve<R: Runtime>(
         setup.note(Level::Warn, "no_lock", text);
     }
     let tunnel = Some((Mode::Control, tunnel));
-    let updates = Some(updates(sources, serving.allow_private_targets)?);
     let plan = Plan { tunnel, serving, listen, registration, state_dir, updates, _lock: lock };
     let finish = drive(runtime, sources, setup, plan)?;
     Ok(setup.finish(&finish))
@@ -115,6 +115,7 @@ fn updates(sources: &Sources<'_>, allow_private: bool) -> Result<Updates, Failur
     Ok(Updates {
         install: install::Settings { install_dir, retention, probation: PROBATION, allow_older: false },
         command,
+        keys: sources.release_keys()?,
         server,
         allow_private,
     })
@@ -132,7 +133,7 @@ fn drive<R: Runtime>(
     environment.updates = plan.updates.clone();
     let updates = plan.updates.as_ref().map(|updates| update::Settings {
         way: updates.way(),
-        keys: ReleaseKeys::default(),
+        keys: updates.keys.clone(),
         standing: updates.standing(),
     });
     let identity = setup.identity(&plan.state_dir, plan.registration.as_ref())?;

@@ -95,8 +95,8 @@ impl Attempt<'_> {
         loop {
             transport.tcp().keep_to(self.limit(self.request.patience.stall));
             let came = match transport.read(&mut buffer) {
-                Ok(0) => exchange.closed().map_err(|error| failed(error)),
-                Ok(count) => exchange.received(&buffer[..count]).map_err(|error| failed(error)),
+                Ok(0) => exchange.closed().map_err(failed),
+                Ok(count) => exchange.received(&buffer[..count]).map_err(failed),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => Err(self.broken(&error)),
             };

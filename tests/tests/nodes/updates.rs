@@ -7,7 +7,10 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use consensus_core::crypto::identity::Identity;
+use consensus_core::crypto::pure::Pure;
 use consensus_core::release::manifest::Manifest;
+use consensus_core::release::signature::sign;
 use consensus_core::wire::hex;
 use consensus_testbed::binaries::Shell;
 use consensus_testbed::client;
@@ -22,6 +25,7 @@ use crate::lab::{CONTROL, LONG, Lab, disconnected, line, said, stop, with_both_s
 with_both_shells! {
     a_directed_update_is_prepared_installed_and_ends_the_node_with_0
     what_the_node_cannot_install_is_refused_with_the_reason
+    with_a_pinned_key_only_signed_releases_are_prepared
     an_operators_own_command_installs_what_it_likes
     a_command_that_fails_leaves_the_node_serving
     a_second_prepare_takes_the_place_of_one_that_hangs
@@ -174,6 +178,25 @@ fn what_the_node_cannot_install_is_refused_with_the_reason(shell: Shell) {
     lab.ready(&node, 1);
     let refused = answer(&lab, &node, &prepare(&lab, "u", publish(&lab, "0.2.0")));
     assert_failed(&refused, "prepare_failed", "install directory");
+    stop(node);
+}
+
+fn with_a_pinned_key_only_signed_releases_are_prepared(shell: Shell) {
+    let installed = Installed::new(shell);
+    let lab = &installed.lab;
+    let key = Identity::from_seed(Pure, &[42; 32]);
+    let pinned = hex::encode(key.public_key());
+    let node = installed.start(&[&CONTROL[..], &["--release-key", &pinned]].concat(), &[]);
+    lab.ready(&node, 1);
+    let mut manifest = publish(lab, "0.2.0");
+    assert_failed(&answer(lab, &node, &prepare(lab, "u", manifest.clone())), "prepare_failed", "not signed");
+    manifest.set_expires(1);
+    assert!(sign(&Pure, &key, &mut manifest));
+    assert_failed(&answer(lab, &node, &prepare(lab, "u", manifest.clone())), "prepare_failed", "expired");
+    manifest.set_expires(1 << 40);
+    assert!(sign(&Pure, &key, &mut manifest));
+    let ready = answer(lab, &node, &prepare(lab, "u", manifest));
+    assert_eq!(ready["type"], "update_ready", "{ready}");
     stop(node);
 }
 
