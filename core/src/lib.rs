@@ -109,4 +109,5 @@ pub mod state;
 pub mod text;
 pub mod time;
 pub mod tunnel;
+pub mod update;
 pub mod wire;
