@@ -10,6 +10,7 @@ pub mod command;
 pub mod dial;
 pub mod effects;
 pub mod http;
+pub mod install;
 pub mod log;
 pub mod measure;
 pub mod names;

@@ -9,7 +9,7 @@ use core::fmt;
 
 use super::gunzip::GzipError;
 use super::manifest::{ARTIFACT, Manifest, PRODUCT};
-use super::version::Version;
+use super::version::{Version, VersionError};
 use crate::text::printable;
 
 /// The name of the manifest in the archive.
@@ -338,7 +338,7 @@ pub fn check_manifest(
             return Err(Refused::Member { name, wanted: wanted.to_string(), found: printable(found) });
         }
     }
-    let found = Version::parse(&manifest.version).map_err(|why| {
+    let found = manifest.version.parse::<Version>().map_err(|why: VersionError| {
         Refused::Manifest(alloc::format!("version {:?}: {why}", printable(&manifest.version)))
     })?;
     match version {
@@ -503,7 +503,7 @@ mod tests {
     fn a_manifest_of_another_product_artifact_platform_or_version_is_refused() {
         let ours = Manifest::of_this_release("1.2.3", "abc", "linux-x64");
         let check = |manifest: &Manifest, version: Option<&str>| {
-            let version = version.map(|text| Version::parse(text).unwrap());
+            let version: Option<Version> = version.map(|text| text.parse().unwrap());
             check_manifest(&serde_json::to_vec(manifest).unwrap(), "linux-x64", version.as_ref())
         };
         assert_eq!(check(&ours, None).unwrap().0, ours);

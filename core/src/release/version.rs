@@ -1,90 +1,92 @@
-//! Versions of releases (Semantic Versioning 2.0.0), as far as an order of them is needed.
+//! Versions of releases: Semantic Versioning 2.0.0, compared by its precedence (section 11 of that text).
 
+use alloc::format;
 use alloc::string::{String, ToString as _};
 use core::cmp::Ordering;
 use core::fmt;
+use core::str::FromStr;
 
-/// The longest text of a version.
+use semver::{BuildMetadata, Prerelease};
+
+/// The longest text of a version, in bytes. What stands in a manifest has the same bound.
 pub const MAX_VERSION: usize = 64;
 
-/// A version. Ordered by precedence: build metadata do not count, and are kept in its text.
+/// A version. Two that differ in their build metadata alone are equal: neither is newer.
 #[derive(Clone, Debug)]
-pub struct Version {
-    numbers: [u64; 3],
-    pre: String,
-    text: String,
-}
+pub struct Version(semver::Version);
 
-/// A text that is no version.
+/// Why a text is not a version, or a version has no successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAVersion;
+pub enum VersionError {
+    /// Over [`MAX_VERSION`] bytes.
+    TooLong,
+    /// Not `MAJOR.MINOR.PATCH[-PRERELEASE][+BUILD]`.
+    Malformed,
+    /// A number of it is the largest there is.
+    Overflow,
+}
 
-impl fmt::Display for NotAVersion {
+impl fmt::Display for VersionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a version; a version looks like 1.2.3 or 1.2.3-rc.1")
+        f.write_str(match self {
+            Self::TooLong => "a version has at most 64 bytes",
+            Self::Malformed => "not a version such as 1.2.3 or 1.2.3-rc.1",
+            Self::Overflow => "the version has no successor of that kind",
+        })
     }
 }
 
-impl core::error::Error for NotAVersion {}
+impl core::error::Error for VersionError {}
 
-impl Version {
-    /// Reads a version.
-    ///
-    /// # Errors
-    /// It is none, or longer than [`MAX_VERSION`].
-    pub fn parse(text: &str) -> Result<Self, NotAVersion> {
+/// How a version is followed by the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bump {
+    /// `1.2.3` to `2.0.0`, and `2.0.0-rc.1` to `2.0.0`.
+    Major,
+    /// `1.2.3` to `1.3.0`, and `1.3.0-rc.1` to `1.3.0`.
+    Minor,
+    /// `1.2.3` to `1.2.4`, and `1.2.4-rc.1` to `1.2.4`.
+    Patch,
+    /// `1.2.3` to `1.2.4-0`, `1.2.4-0` to `1.2.4-1`, and `1.2.4-rc` to `1.2.4-rc.0`.
+    Prerelease,
+    /// This one.
+    To(Version),
+}
+
+impl FromStr for Bump {
+    type Err = VersionError;
+
+    fn from_str(text: &str) -> Result<Self, VersionError> {
+        Ok(match text {
+            "major" => Self::Major,
+            "minor" => Self::Minor,
+            "patch" => Self::Patch,
+            "prerelease" => Self::Prerelease,
+            version => Self::To(version.parse()?),
+        })
+    }
+}
+
+impl FromStr for Version {
+    type Err = VersionError;
+
+    fn from_str(text: &str) -> Result<Self, VersionError> {
         if text.len() > MAX_VERSION {
-            return Err(NotAVersion);
+            return Err(VersionError::TooLong);
         }
-        let (rest, build) = text.split_once('+').map_or((text, None), |(rest, build)| (rest, Some(build)));
-        let (core, pre) = rest.split_once('-').map_or((rest, None), |(core, pre)| (core, Some(pre)));
-        let mut parts = core.split('.');
-        let mut numbers = [0; 3];
-        for number in &mut numbers {
-            *number = parts.next().and_then(number_of).ok_or(NotAVersion)?;
-        }
-        let is_word =
-            |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        let leads_with_zero = |word: &str| is_number(word) && number_of(word).is_none();
-        if parts.next().is_some()
-            || pre.is_some_and(|pre| !pre.split('.').all(|word| is_word(word) && !leads_with_zero(word)))
-            || build.is_some_and(|build| !build.split('.').all(is_word))
-        {
-            return Err(NotAVersion);
-        }
-        Ok(Self { numbers, pre: pre.unwrap_or_default().to_string(), text: text.to_string() })
-    }
-
-    /// As it was written.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.text
+        semver::Version::parse(text).map(Self).map_err(|_| VersionError::Malformed)
     }
 }
 
-fn is_number(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit())
-}
-
-fn number_of(word: &str) -> Option<u64> {
-    (is_number(word) && (word == "0" || !word.starts_with('0'))).then(|| word.parse().ok()).flatten()
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 impl Ord for Version {
     fn cmp(&self, other: &Self) -> Ordering {
-        let pre = match (self.pre.is_empty(), other.pre.is_empty()) {
-            (true, true) => Ordering::Equal,
-            (true, false) => Ordering::Greater,
-            (false, true) => Ordering::Less,
-            (false, false) => {
-                let key = |word: &str| match number_of(word) {
-                    Some(number) => (0, number, String::new()),
-                    None => (1, 0, word.to_string()),
-                };
-                self.pre.split('.').map(key).cmp(other.pre.split('.').map(key))
-            }
-        };
-        self.numbers.cmp(&other.numbers).then(pre)
+        self.0.cmp_precedence(&other.0)
     }
 }
 
@@ -102,32 +104,132 @@ impl PartialEq for Version {
 
 impl Eq for Version {}
 
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+impl Version {
+    /// The version after this one. Build metadata does not go over to it. [`Bump::To`] may give an older one: whether
+    /// that is wanted, the caller knows.
+    ///
+    /// # Errors
+    /// [`VersionError::Overflow`] and [`VersionError::TooLong`].
+    pub fn bump(&self, bump: &Bump) -> Result<Self, VersionError> {
+        let semver::Version { major, minor, patch, ref pre, .. } = self.0;
+        let is_final = pre.is_empty();
+        let next = |number: u64| number.checked_add(1).ok_or(VersionError::Overflow);
+        let version = match bump {
+            Bump::To(version) => return Ok(version.clone()),
+            // What came before 2.0.0 is followed by it.
+            Bump::Major if !is_final && minor == 0 && patch == 0 => semver::Version::new(major, 0, 0),
+            Bump::Major => semver::Version::new(next(major)?, 0, 0),
+            Bump::Minor if !is_final && patch == 0 => semver::Version::new(major, minor, 0),
+            Bump::Minor => semver::Version::new(major, next(minor)?, 0),
+            Bump::Patch if !is_final => semver::Version::new(major, minor, patch),
+            Bump::Patch => semver::Version::new(major, minor, next(patch)?),
+            Bump::Prerelease => {
+                let (patch, pre) = if is_final {
+                    (next(patch)?, "0".to_string())
+                } else {
+                    (patch, next_prerelease(pre.as_str())?)
+                };
+                let pre = Prerelease::new(&pre).map_err(|_| VersionError::Overflow)?;
+                semver::Version { major, minor, patch, pre, build: BuildMetadata::EMPTY }
+            }
+        };
+        if version.to_string().len() > MAX_VERSION {
+            return Err(VersionError::TooLong);
+        }
+        Ok(Self(version))
     }
+}
+
+/// The last number of it and one, or `.0` behind it.
+fn next_prerelease(pre: &str) -> Result<String, VersionError> {
+    let (before, last) = pre.rsplit_once('.').map_or(("", pre), |(before, last)| (before, last));
+    if !last.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(format!("{pre}.0"));
+    }
+    let number = last.parse::<u64>().ok().and_then(|number| number.checked_add(1));
+    let number = number.ok_or(VersionError::Overflow)?;
+    let dot = if before.is_empty() { "" } else { "." };
+    Ok(format!("{before}{dot}{number}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn version(text: &str) -> Version {
+        text.parse().unwrap()
+    }
+
     #[test]
-    fn versions_are_ordered_by_precedence() {
-        let order =
-            ["1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-rc.2", "1.0.0-rc.11", "1.0.0"];
-        for pair in order.windows(2) {
-            assert!(Version::parse(pair[0]).unwrap() < Version::parse(pair[1]).unwrap(), "{pair:?}");
+    fn versions_are_ordered_by_the_precedence_of_the_standard() {
+        // The example of section 11.
+        let ordered = [
+            "0.9.10",
+            "0.10.0",
+            "1.0.0-alpha",
+            "1.0.0-alpha.1",
+            "1.0.0-alpha.beta",
+            "1.0.0-beta",
+            "1.0.0-beta.2",
+            "1.0.0-beta.11",
+            "1.0.0-rc.1",
+            "1.0.0",
+            "1.0.1",
+        ];
+        for pair in ordered.windows(2) {
+            assert!(version(pair[0]) < version(pair[1]), "{pair:?}");
         }
-        assert_eq!(Version::parse("1.2.3+a"), Version::parse("1.2.3+b"));
+        assert_eq!(version("1.0.0+a"), version("1.0.0+b"));
+        assert_eq!(version("1.0.0-rc.1+a").to_string(), "1.0.0-rc.1+a");
     }
 
     #[test]
     fn what_is_no_version_is_refused() {
         for text in
-            ["", "1", "1.2", "1.2.3.4", "01.2.3", "1.2.3-", "1.2.3-01", "1.2.3+", "v1.2.3", "1.2.3/../x"]
+            ["", "1", "1.2", "1.2.3.4", "v1.2.3", "01.2.3", "1.2.3-01", "1.2.3-", " 1.2.3", "1.2.3/../x"]
         {
-            assert!(Version::parse(text).is_err(), "{text}");
+            assert_eq!(text.parse::<Version>(), Err(VersionError::Malformed), "{text:?}");
+        }
+        assert_eq!("99999999999999999999.0.0".parse::<Version>(), Err(VersionError::Malformed));
+        let long = format!("1.0.0-{}", "a".repeat(MAX_VERSION));
+        assert_eq!(long.parse::<Version>(), Err(VersionError::TooLong));
+    }
+
+    #[test]
+    fn each_kind_of_bump_gives_the_version_that_follows() {
+        for (from, bump, to) in [
+            ("1.2.3", "major", "2.0.0"),
+            ("2.0.0-rc.1", "major", "2.0.0"),
+            ("2.1.0-rc.1", "major", "3.0.0"),
+            ("1.2.3", "minor", "1.3.0"),
+            ("1.3.0-rc.1", "minor", "1.3.0"),
+            ("1.3.1-rc.1", "minor", "1.4.0"),
+            ("1.2.3+build", "patch", "1.2.4"),
+            ("1.2.4-rc.1", "patch", "1.2.4"),
+            ("1.2.3", "prerelease", "1.2.4-0"),
+            ("1.2.4-0", "prerelease", "1.2.4-1"),
+            ("1.2.4-rc", "prerelease", "1.2.4-rc.0"),
+            ("1.2.4-rc.9", "prerelease", "1.2.4-rc.10"),
+            ("1.2.3", "3.0.0-alpha", "3.0.0-alpha"),
+        ] {
+            let bumped = version(from).bump(&bump.parse().unwrap()).unwrap();
+            assert_eq!(bumped.to_string(), to, "{from} {bump}");
+            assert!(bumped > version(from), "{from} {bump}");
+        }
+        assert_eq!("huge".parse::<Bump>(), Err(VersionError::Malformed));
+    }
+
+    #[test]
+    fn a_number_that_cannot_grow_is_an_error() {
+        let most = u64::MAX;
+        for (from, bump) in [
+            (format!("{most}.0.0"), Bump::Major),
+            (format!("0.{most}.0"), Bump::Minor),
+            (format!("0.0.{most}"), Bump::Patch),
+            (format!("0.0.{most}"), Bump::Prerelease),
+            (format!("0.0.1-{most}"), Bump::Prerelease),
+        ] {
+            assert_eq!(version(&from).bump(&bump), Err(VersionError::Overflow), "{from}");
         }
     }
 }

@@ -197,7 +197,8 @@ pub struct Plan {
     undo: Vec<Op>,
     /// From here on it is only tidied up.
     tidying: VecDeque<Op>,
-    /// The release that an installation makes, and what to do with its wrapper.
+    is_tidying: bool,
+    /// The release that an installation makes.
     made: Option<String>,
 }
 
@@ -296,7 +297,9 @@ impl Plan {
 
     /// The next effect. `None` when the plan is over.
     pub fn next_op(&mut self) -> Option<Op> {
-        self.ops.pop_front().or_else(|| self.tidying.pop_front())
+        let op = self.ops.pop_front();
+        self.is_tidying = op.is_none();
+        op.or_else(|| self.tidying.pop_front())
     }
 
     /// The artifact was unpacked and is what was ordered. The first release of a directory has its own wrapper put in
@@ -313,7 +316,7 @@ impl Plan {
 
     /// The last effect failed.
     pub fn failed(&mut self) -> Failure {
-        if self.ops.is_empty() && self.undo.is_empty() {
+        if self.is_tidying {
             return Failure::Tidying;
         }
         self.ops = core::mem::take(&mut self.undo).into();
@@ -328,7 +331,7 @@ impl Plan {
     }
 
     const fn new(made: Option<String>) -> Self {
-        Self { ops: VecDeque::new(), undo: Vec::new(), tidying: VecDeque::new(), made }
+        Self { ops: VecDeque::new(), undo: Vec::new(), tidying: VecDeque::new(), is_tidying: false, made }
     }
 
     fn push(&mut self, op: Op) {

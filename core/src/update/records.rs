@@ -64,7 +64,7 @@ pub fn parse_release_id(id: &str) -> Option<(Version, u64, u32)> {
     let mut parts = id.rsplitn(3, '-');
     let process = parts.next()?.parse().ok()?;
     let time = parts.next()?.parse().ok()?;
-    let version = Version::parse(parts.next()?).ok()?;
+    let version: Version = parts.next()?.parse().ok()?;
     (release_id(&version, time, process) == id).then_some((version, time, process))
 }
 
@@ -180,7 +180,7 @@ pub fn parse_refused(data: &[u8]) -> Result<Vec<Failed>, Damaged> {
     text.lines()
         .map(|line| {
             let (version, sha256) = line.split_once(' ').ok_or(Damaged)?;
-            let version = Version::parse(version).map_err(|_| Damaged)?;
+            let version = version.parse().map_err(|_| Damaged)?;
             let sha256 = if sha256 == "-" { None } else { Some(parse_sha256(sha256).ok_or(Damaged)?) };
             Ok(Failed { version, sha256 })
         })
@@ -202,7 +202,7 @@ pub fn emit_refused(failed: &[Failed]) -> Vec<u8> {
 /// # Errors
 /// It is no version.
 pub fn parse_floor(data: &[u8]) -> Result<Version, Damaged> {
-    Version::parse(text_of(data)?.trim_end_matches('\n')).map_err(|_| Damaged)
+    text_of(data)?.trim_end_matches('\n').parse().map_err(|_| Damaged)
 }
 
 /// Reads a file with the name of a release and perhaps more words, such as `running`.
@@ -239,7 +239,7 @@ impl<'a> Lines<'a> {
     }
 
     fn version(&self) -> Result<Version, Damaged> {
-        Version::parse(self.get("version").ok_or(Damaged)?).map_err(|_| Damaged)
+        self.get("version").ok_or(Damaged)?.parse().map_err(|_| Damaged)
     }
 
     fn sha256(&self) -> Option<[u8; 32]> {
@@ -257,7 +257,7 @@ mod tests {
     use alloc::vec;
 
     fn version(text: &str) -> Version {
-        Version::parse(text).unwrap()
+        text.parse().unwrap()
     }
 
     #[test]
