@@ -4,6 +4,8 @@
 //! installs, each as an [`Effect`](crate::io::Effect) that the machine asks for.
 
 pub(crate) mod directed;
+pub mod install;
+pub mod records;
 
 use alloc::string::String;
 use alloc::vec::Vec;
