@@ -35,7 +35,7 @@ pub fn pack(files: &[(&str, u32, &[u8])]) -> io::Result<Vec<u8>> {
     let tar = archive.into_inner()?;
     // RFC 1952: no name, no time; the trailer has the sum and the length of what is inside.
     let mut gzip = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-    gzip.extend(miniz_oxide::deflate::compress_to_vec(&tar, 6));
+    gzip.extend(miniz_oxide::deflate::compress_to_vec(&tar, 1));
     gzip.extend(crc32fast::hash(&tar).to_le_bytes());
     gzip.extend((tar.len() as u32).to_le_bytes());
     Ok(gzip)

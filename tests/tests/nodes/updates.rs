@@ -33,6 +33,8 @@ with_both_shells! {
     a_running_request_ends_before_the_update_and_a_new_one_is_refused
     a_release_on_probation_is_confirmed_when_the_network_answers
     a_rollback_is_told_to_the_network_once
+    under_the_wrapper_the_new_release_takes_over_and_stays
+    under_the_wrapper_a_release_that_does_not_work_is_given_up_and_the_network_is_told
 }
 
 /// The release that the lab's node is of.
@@ -363,5 +365,58 @@ fn a_rollback_is_told_to_the_network_once(shell: Shell) {
     lab.heartbeat(&node, 2);
     answer(lab, &node, &apply(lab, "u-9", 0));
     assert_eq!(failures().len(), 3, "only the answer to the apply is new");
+    stop(node);
+}
+
+/// A node under the wrapper, as a supervisor starts it.
+fn start_wrapped(installed: &Installed) -> NodeProcess {
+    let wrapper = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/run-node.sh");
+    let mut command = installed.lab.network.node(&wrapper, CONTROL);
+    command.env("CONSENSUS_NODE_INSTALL_DIR", &installed.dir);
+    NodeProcess::spawn(command).unwrap()
+}
+
+fn under_the_wrapper_the_new_release_takes_over_and_stays(shell: Shell) {
+    let installed = Installed::new(shell);
+    let lab = &installed.lab;
+    let manifest = release::manifest("0.2.0");
+    let tarball = release::tarball(&manifest, &fs::read(&lab.program).unwrap()).unwrap();
+    let manifest = lab.network.orchestrator.publish_release(manifest, tarball);
+    let node = start_wrapped(&installed);
+    lab.ready(&node, 1);
+    let ready = answer(lab, &node, &prepare(lab, "u-1", manifest));
+    assert_eq!(ready["type"], "update_ready", "{ready}");
+    answer(lab, &node, &apply(lab, "u-1", 0));
+    assert_eq!(lab.ended(&node, 1).0, Some(1012));
+    lab.ready(&node, 2);
+    line(&node, 0, "a confirmation", |line| line.event() == "update_confirmed");
+    assert_eq!(installed.target("last-good"), installed.target("current"));
+    assert!(!installed.target("current").ends_with(OWN));
+    lab.assert_serves();
+    stop(node);
+}
+
+fn under_the_wrapper_a_release_that_does_not_work_is_given_up_and_the_network_is_told(shell: Shell) {
+    let installed = Installed::new(shell);
+    let lab = &installed.lab;
+    let manifest = release::manifest("0.2.0");
+    let tarball = release::tarball(&manifest, b"#!/bin/sh\nexit 7\n").unwrap();
+    let manifest = lab.network.orchestrator.publish_release(manifest, tarball);
+    let node = start_wrapped(&installed);
+    lab.ready(&node, 1);
+    answer(lab, &node, &prepare(lab, "u-1", manifest.clone()));
+    answer(lab, &node, &apply(lab, "u-1", 0));
+    assert_eq!(lab.ended(&node, 1).0, Some(1012));
+    lab.ready(&node, 2);
+    let (_, failed) = lab.record(&node, 0, "the rollback", |record| match record {
+        Record::Message { message, .. } if message["type"] == "update_failed" => Some(message.clone()),
+        _ => None,
+    });
+    assert_failed(&failed, "apply_failed", "did not reconnect");
+    assert_eq!(failed["update_id"], "u-1");
+    assert!(installed.target("current").ends_with(OWN));
+    lab.assert_serves();
+    let again = answer(lab, &node, &prepare(lab, "u-2", manifest));
+    assert_failed(&again, "prepare_failed", "not tried again");
     stop(node);
 }
