@@ -43,6 +43,8 @@ pub(crate) struct Context<'a, C: Crypto> {
     pub(crate) tunnel: &'static str,
     /// Of a node that serves others.
     pub(crate) counters: Option<&'a Counters>,
+    /// How it stands with updates, of a node that the network can direct.
+    pub(crate) update: Option<Value>,
     pub(crate) rng: &'a mut Drbg,
     pub(crate) out: &'a mut Outbox,
 }
@@ -223,7 +225,7 @@ impl Api {
         let measure = |measurement| (None, VecDeque::new(), measurement);
         let (name, rest, measurement) = match path {
             "/health" => return Ok(Answer::Now(health(context))),
-            "/node/version" => return Ok(Answer::Now(version(context.manifest))),
+            "/node/version" => return Ok(Answer::Now(version(context))),
             "/node/manifest" => return Ok(Answer::Now(json!(context.manifest))),
             "/node/integrity" => {
                 return Ok(Answer::Now(json!(integrity::build(
@@ -384,15 +386,18 @@ fn health<C: Crypto>(context: &Context<'_, C>) -> Value {
         "domain": context.registration.and_then(|registration| registration.domain.as_deref()),
         "tunnel": context.tunnel,
         "served": context.counters,
+        "update": context.update,
         "uptime": context.now.monotonic.saturating_sub(context.started.monotonic).as_secs(),
         "timestamp": iso8601(context.now.unix),
     })
 }
 
-fn version(manifest: &Manifest) -> Value {
+fn version<C: Crypto>(context: &Context<'_, C>) -> Value {
+    let manifest = context.manifest;
     json!({
         "product": manifest.product, "version": manifest.version, "runtime": "rust",
         "platform": manifest.platform, "commit": manifest.commit, "protocol_version": 1,
+        "update": context.update,
     })
 }
 

@@ -158,6 +158,72 @@ pub enum Event {
         /// How often any limit did, since the start.
         count: u64,
     },
+    /// A release that the network directs is being downloaded and looked into.
+    UpdatePreparing {
+        /// The network's name for it.
+        update_id: String,
+        /// Of the release.
+        version: String,
+    },
+    /// It is there and can be installed.
+    UpdatePrepared {
+        /// The network's name for it.
+        update_id: String,
+        /// Of the release.
+        version: String,
+    },
+    /// An update was refused, or came to nothing; the node serves on.
+    UpdateFailed {
+        /// The network's name for it.
+        update_id: String,
+        /// What the server was told: `prepare_failed`, `update_not_prepared` or `apply_failed`.
+        code: String,
+        /// Why.
+        reason: String,
+    },
+    /// The network wants the prepared release: nothing new is taken on until it is installed.
+    UpdateDraining {
+        /// Of the release.
+        version: String,
+        /// Requests under way.
+        active_requests: usize,
+        /// Streams open.
+        active_streams: usize,
+        /// How long they may take at the most.
+        limit_ms: u64,
+    },
+    /// The installer runs.
+    UpdateInstalling {
+        /// Of the release.
+        version: String,
+    },
+    /// The release is installed; this process ends, so that the supervisor starts it.
+    UpdateInstalled {
+        /// Of the release.
+        version: String,
+    },
+    /// An installer that had taken too long has ended.
+    UpdateOverdue {
+        /// With what.
+        reason: String,
+    },
+    /// This release runs for the first time: if the network does not answer it, the one before comes back.
+    UpdateOnProbation {
+        /// Of the release.
+        version: String,
+    },
+    /// The network answered this release: it stays.
+    UpdateConfirmed {
+        /// Of the release.
+        version: String,
+    },
+    /// A release was installed and given up again; the one before it runs.
+    UpdateRolledBack {
+        /// Of the release.
+        version: String,
+        /// Why.
+        reason: String,
+    },
     /// A file of the state directory could not be written.
     NotSaved {
         /// Why; names the file.
@@ -180,6 +246,13 @@ impl Event {
             | Self::EvalWaiting { .. }
             | Self::EvalVerdict { admissible: true, .. }
             | Self::Admitted { .. }
+            | Self::UpdatePreparing { .. }
+            | Self::UpdatePrepared { .. }
+            | Self::UpdateDraining { .. }
+            | Self::UpdateInstalling { .. }
+            | Self::UpdateInstalled { .. }
+            | Self::UpdateOnProbation { .. }
+            | Self::UpdateConfirmed { .. }
             | Self::Stopping => Level::Info,
             Self::Disconnected { .. }
             | Self::BadFrame { .. }
@@ -188,8 +261,10 @@ impl Event {
             | Self::ProxyFailed { .. }
             | Self::ClientRefused { .. }
             | Self::OverLimit { .. }
+            | Self::UpdateFailed { .. }
+            | Self::UpdateOverdue { .. }
             | Self::Unsupported { .. } => Level::Warn,
-            Self::EvalVerdict { .. } | Self::NotSaved { .. } => Level::Error,
+            Self::EvalVerdict { .. } | Self::UpdateRolledBack { .. } | Self::NotSaved { .. } => Level::Error,
         }
     }
 
@@ -214,6 +289,16 @@ impl Event {
             | Self::ClientRefused { .. }
             | Self::OverLimit { .. }
             | Self::Unsupported { .. } => "control",
+            Self::UpdatePreparing { .. }
+            | Self::UpdatePrepared { .. }
+            | Self::UpdateFailed { .. }
+            | Self::UpdateDraining { .. }
+            | Self::UpdateInstalling { .. }
+            | Self::UpdateInstalled { .. }
+            | Self::UpdateOverdue { .. }
+            | Self::UpdateOnProbation { .. }
+            | Self::UpdateConfirmed { .. }
+            | Self::UpdateRolledBack { .. } => "update",
             Self::NotSaved { .. } | Self::Stopping => "node",
         }
     }
@@ -283,6 +368,34 @@ impl fmt::Display for Event {
             Self::Unsupported { what } => {
                 write!(f, "the server asked for {what}, which this release does not do")
             }
+            Self::UpdatePreparing { update_id, version } => {
+                write!(f, "the network directs an update to {version} ({update_id}): downloading it")
+            }
+            Self::UpdatePrepared { update_id, version } => {
+                write!(f, "the update to {version} ({update_id}) is ready; the network says when")
+            }
+            Self::UpdateFailed { update_id, code, reason } => {
+                write!(f, "update {update_id}: {code}: {reason}; this release goes on")
+            }
+            Self::UpdateDraining { version, active_requests, active_streams, limit_ms } => write!(
+                f,
+                "updating to {version}: nothing new is taken on; {active_requests} requests and {active_streams}                  streams have at most {} s to end",
+                limit_ms / 1000
+            ),
+            Self::UpdateInstalling { version } => write!(f, "updating to {version}: installing"),
+            Self::UpdateInstalled { version } => {
+                write!(f, "{version} is installed; this process ends for the supervisor to start it")
+            }
+            Self::UpdateOverdue { reason } => f.write_str(reason),
+            Self::UpdateOnProbation { version } => {
+                write!(f, "{version} runs for the first time: it stays if the network answers it")
+            }
+            Self::UpdateConfirmed { version } => write!(f, "{version} works and stays"),
+            Self::UpdateRolledBack { version, reason } => write!(
+                f,
+                "{version} was installed and did not work, so the release before it runs again: {reason}; it is not \
+                 tried again"
+            ),
             Self::NotSaved { reason } => write!(f, "could not save: {reason}"),
             Self::Stopping => f.write_str("stopping"),
         }

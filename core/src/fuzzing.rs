@@ -1,6 +1,7 @@
 //! The bodies of the fuzz targets. They live here so that ordinary tests compile them and run them over the committed
 //! corpus; `fuzz/` only hands them bytes. Each panics where an invariant does not hold.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -25,6 +26,7 @@ use crate::time::Now;
 use crate::tunnel::Mode;
 use crate::tunnel::handshake::{Claims, Handshake};
 use crate::tunnel::session::Session;
+use crate::update::Settings;
 use crate::wire::frame::{self, FrameBuf, FrameType};
 use crate::wire::message::Message;
 use crate::wire::{base64, canonical};
@@ -154,6 +156,7 @@ impl World {
             limits: Limits { max_requests: 4, ..Limits::default() },
             allow_private_targets: false,
             spent_before: Before::from_file(&[b'x'; 1]),
+            updates: Settings::default(),
         };
         Self {
             node: Node::new(config, Pure, [2; 32], now),
@@ -470,7 +473,7 @@ fn link_end(script: &mut Script) -> LinkEnd {
 }
 
 fn effect_result(script: &mut Script) -> EffectResult {
-    match script.byte() % 5 {
+    match script.byte() % 10 {
         0 => EffectResult::Fetched(Ok(Response {
             status: 200 + u16::from(script.byte()),
             reason: script.text(),
@@ -483,6 +486,15 @@ fn effect_result(script: &mut Script) -> EffectResult {
         1 => EffectResult::Fetched(Err(FetchError { kind: FetchErrorKind::Tls, detail: script.text() })),
         2 => EffectResult::Measured(Err(script.text())),
         3 => EffectResult::Written(Ok(())),
+        4 => EffectResult::Downloaded(Ok(script.text())),
+        5 => EffectResult::Downloaded(Err(script.text())),
+        6 => EffectResult::Inspected(Ok(Box::new(Manifest::of_this_release(
+            &script.text(),
+            "abc",
+            "linux-x64",
+        )))),
+        7 => EffectResult::Installed(Ok(())),
+        8 => EffectResult::Installed(Err(script.text())),
         _ => EffectResult::Written(Err(script.text())),
     }
 }

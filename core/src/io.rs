@@ -3,6 +3,7 @@
 //! Everything here is plain data: it can be printed, compared, serialised and replayed. Buffers are owned, so
 //! that a frame is opened in the buffer it arrived in and a trace can hold what it saw.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -13,8 +14,10 @@ use crate::bench::report::Report;
 use crate::data_plane::replay;
 use crate::event::Event;
 use crate::guard::Target;
+use crate::release::manifest::Manifest;
 use crate::state::MAX_STATE_FILE;
 use crate::time::Deadline;
+use crate::update::Install;
 
 /// One attempt at a transport to the server, from [`Output::OpenLink`] to its end. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -346,6 +349,21 @@ pub enum Effect {
         /// Which.
         file: StateFile,
     },
+    /// Download the tarball of a manifest, of which [`Artifact::of`](crate::release::artifact::Artifact::of) makes the
+    /// request, and check its hash; answered by [`EffectResult::Downloaded`]. What came before it was cancelled, or
+    /// failed, is kept and gone on with.
+    Download(Box<Manifest>),
+    /// Look whether a file is a well-formed release; answered by [`EffectResult::Inspected`].
+    Inspect {
+        /// Its path.
+        artifact: String,
+    },
+    /// Make a release the one that the supervisor starts next; answered by [`EffectResult::Installed`].
+    Install(Install),
+    /// Write down that the running release has passed its probation; answered by [`EffectResult::Installed`].
+    ConfirmRelease,
+    /// Write down that the network knows of the rollback; answered by [`EffectResult::Installed`].
+    AcknowledgeRollback,
 }
 
 /// The end of an effect.
@@ -357,6 +375,12 @@ pub enum EffectResult {
     Measured(Result<Report, String>),
     /// Of [`Effect::Write`] and [`Effect::Remove`]; the error is for people and names the file.
     Written(Result<(), String>),
+    /// Of [`Effect::Download`]: the path of the file; the error is for people.
+    Downloaded(Result<String, String>),
+    /// Of [`Effect::Inspect`]: the manifest in the archive; the error is for people.
+    Inspected(Result<Box<Manifest>, String>),
+    /// Of [`Effect::Install`], [`Effect::ConfirmRelease`] and [`Effect::AcknowledgeRollback`]; the error is for people.
+    Installed(Result<(), String>),
 }
 
 /// An HTTP request to make. Redirects are not followed; the response is not decompressed.
@@ -590,12 +614,16 @@ pub struct Finish {
 pub enum Outcome {
     /// All that was asked was done.
     Done,
+    /// Another release is installed: whatever supervises this process is to start it.
+    Updating,
     /// Something that must come first is missing: no registration, no evaluation.
     NotRegistered,
     /// The network said no.
     Refused,
     /// The network wants to be paid first.
     PaymentRequired,
+    /// The network requires another release than the one that runs.
+    Outdated,
     /// The network could not be reached.
     Unreachable,
     /// This program or this machine failed.
@@ -607,10 +635,11 @@ impl Outcome {
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
-            Self::Done => 0,
+            Self::Done | Self::Updating => 0,
             Self::NotRegistered => 3,
             Self::Refused => 4,
             Self::PaymentRequired => 5,
+            Self::Outdated => 6,
             Self::Unreachable => 69,
             Self::Internal => 70,
         }

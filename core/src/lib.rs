@@ -30,6 +30,7 @@
 //! use consensus_core::release::manifest::Manifest;
 //! use consensus_core::time::Now;
 //! use consensus_core::tunnel::Mode;
+//! use consensus_core::update::Settings;
 //!
 //! let config = Config {
 //!     mode: Some(Mode::Eval),
@@ -42,6 +43,7 @@
 //!     limits: Limits::default(),
 //!     allow_private_targets: false,
 //!     spent_before: Before::Never,
+//!     updates: Settings::default(),
 //! };
 //! // A virtual clock; a shell reads the system's two.
 //! let mut now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(1_795_391_521) };
@@ -111,4 +113,5 @@ pub mod state;
 pub mod text;
 pub mod time;
 pub mod tunnel;
+pub mod update;
 pub mod wire;

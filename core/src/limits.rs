@@ -27,6 +27,9 @@ pub const MAX_PEER_TEXT: usize = 300;
 /// uses UUIDs (36).
 pub const MAX_ID: usize = 128;
 
+/// A release's tarball, in bytes. Real ones have a few MiB.
+pub const MAX_TARBALL: u64 = 256 * 1024 * 1024;
+
 /// How far a clock may be off before the server refuses a handshake (protocol.md section 3).
 pub const HANDSHAKE_CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
 
@@ -161,6 +164,18 @@ pub const MAX_SOCKETS_UNSENT: usize = 32 * 1024 * 1024;
 /// A frame of a public tunnel carries no more than this; a larger datum is cut into several, because what was base64
 /// on its way in has grown by a head when it goes out.
 pub const MAX_RELAYED: usize = 1024 * 1024;
+
+/// A release that the network directs, from `update_prepare` to its answer. What was downloaded of it is kept.
+pub const PREPARE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// The longest `restart_after_ms` that is waited: nothing new is taken on meanwhile.
+pub const MAX_RESTART_AFTER: Duration = Duration::from_secs(60);
+
+/// After that, what still runs gets so long to end before an update is installed: as long as a request may take.
+pub const DRAIN_LIMIT: Duration = PROXY_TIMEOUT;
+
+/// The installer, or the operator's command. Nothing new is taken on meanwhile.
+pub const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A clean stop waits no longer for the spent tickets to be on the disk.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(2);

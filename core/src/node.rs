@@ -28,6 +28,8 @@ use crate::time::{Deadline, Now, Reason};
 use crate::tunnel::Mode;
 use crate::tunnel::connection::{self, Happening, Tunnel};
 use crate::tunnel::down::Down;
+use crate::update;
+use crate::update::directed::{Active, Directed};
 use crate::wire::frame::FrameBuf;
 use crate::wire::message::{self, Message};
 
@@ -54,6 +56,8 @@ pub struct Config {
     pub allow_private_targets: bool,
     /// What `spent-tickets.json` says.
     pub spent_before: Before,
+    /// How this node comes to other releases.
+    pub updates: update::Settings,
 }
 
 /// The node.
@@ -70,6 +74,7 @@ pub struct Node<C: Crypto> {
     eval: Eval,
     control: Option<Control<C>>,
     api: Api,
+    updates: Directed,
     phase: Phase,
     /// The file that says how it stands with the tickets, being written.
     saving: Option<EffectId>,
@@ -94,7 +99,7 @@ enum Phase {
     /// No input yet.
     New,
     Running,
-    /// The operator's stop was carried out; the last file is being written.
+    /// The node takes its leave, because the operator wants it or for another release; the last file is being written.
     Stopping(Deadline),
     /// `Finish` was given: nothing happens any more.
     Finished,
@@ -152,6 +157,7 @@ impl<C: Crypto> Node<C> {
             ),
             control,
             api: Api::new(audience, config.limits),
+            updates: Directed::new(config.updates),
             phase: Phase::New,
             saving: None,
         }
@@ -211,6 +217,7 @@ impl<C: Crypto> Node<C> {
             Input::Stop => self.stop(),
         }
         self.handle_time();
+        self.advance_update();
     }
 
     /// The next thing to do. Drain until [`Output::Wait`], which says when to come back at the latest.
@@ -233,6 +240,7 @@ impl<C: Crypto> Node<C> {
         }
         self.with_control(|control, context| control.handle_computed(context, computed));
         self.handle_time();
+        self.advance_update();
     }
 
     /// Runs a job at once, for a shell that has nowhere else to run it.
@@ -275,6 +283,7 @@ impl<C: Crypto> Node<C> {
             self.eval.deadline(),
             self.control.as_ref().and_then(Control::deadline),
             self.api.deadline(),
+            self.updates.deadline(self.now),
         ]
         .into_iter()
         .fold(None, Deadline::earlier)
@@ -296,6 +305,8 @@ impl<C: Crypto> Node<C> {
             self.after_eval(next);
             self.with_control(Control::handle_time);
             self.api.handle_time(self.now, &mut self.out);
+            self.with_updates(Directed::handle_time);
+            self.advance_update();
         }
     }
 
@@ -313,6 +324,7 @@ impl<C: Crypto> Node<C> {
         match act(tunnel, &mut context) {
             None => {}
             Some(Happening::Ready) => self.handle_ready(),
+            Some(Happening::Pong) => self.updates.handle_pong(&mut self.out),
             Some(Happening::Message(message)) => self.handle_message(message),
             Some(Happening::Down(down)) => self.handle_down(down),
         }
@@ -321,6 +333,30 @@ impl<C: Crypto> Node<C> {
     fn handle_ready(&mut self) {
         self.eval.start(self.now);
         self.with_control(Control::start);
+        self.with_updates(Directed::handle_ready);
+    }
+
+    fn with_updates(&mut self, act: impl FnOnce(&mut Directed, &mut update::directed::Context<'_, C>)) {
+        let (Some(control), Some(tunnel)) = (&mut self.control, &mut self.tunnel) else { return };
+        let (now, crypto, manifest) = (self.now, &self.crypto, &self.manifest);
+        let mut context = update::directed::Context { now, crypto, manifest, out: &mut self.out, tunnel };
+        act(&mut self.updates, &mut context);
+        control.drain(self.updates.is_draining());
+    }
+
+    /// Installs a release when nothing runs any more, and ends when it is installed.
+    fn advance_update(&mut self) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        if let Some(control) = &self.control {
+            let Active { requests, streams } = control.active();
+            self.updates.advance(self.now, &mut self.out, requests + streams > 0);
+        }
+        if self.updates.installed().is_some() {
+            self.with_control(Control::stop_for_good);
+            self.leave(1012, "node update apply requested");
+        }
     }
 
     fn with_control(&mut self, act: impl FnOnce(&mut Control<C>, &mut control::Context<'_, C>)) {
@@ -350,8 +386,7 @@ impl<C: Crypto> Node<C> {
     }
 
     fn handle_message(&mut self, message: Message) {
-        let (now, out) = (self.now, &mut self.out);
-        let seconds = now.unix_seconds();
+        let (seconds, out) = (self.now.unix_seconds(), &mut self.out);
         let serves = self.control.is_some();
         let answer = match (message, serves) {
             (Message::EvalRequest(request), true) if !eval::is_allowed_in_control(&request.action) => {
@@ -388,9 +423,12 @@ impl<C: Crypto> Node<C> {
                 return self.with_control(|control, context| control.handle_stream_close(context, &close));
             }
             (Message::UpdatePrepare(request), true) => {
-                Some(control::update_prepare(now, out, &self.manifest, request))
+                return self.with_updates(|updates, context| updates.handle_prepare(context, request));
             }
-            (Message::UpdateApply(request), true) => Some(control::update_apply(now, request)),
+            (Message::UpdateApply(request), true) => {
+                let active = self.control.as_ref().map_or(Active::default(), Control::active);
+                return self.with_updates(|updates, context| updates.handle_apply(context, request, active));
+            }
             (Message::Ack(_), _) => None,
             (message, _) => {
                 let text = ["a node does not take a message of type ", message.kind(), " here"].concat();
@@ -414,6 +452,8 @@ impl<C: Crypto> Node<C> {
             self.after_eval(next);
         } else if self.api.owns(effect) {
             self.api.handle_done(self.now, &mut self.out, effect, result);
+        } else if self.updates.owns(effect) {
+            self.with_updates(|updates, context| updates.handle_done(context, effect, result));
         } else if self.control.as_ref().is_some_and(|control| control.owns(effect)) {
             self.with_control(|control, context| control.handle_done(context, effect, result));
         }
@@ -432,6 +472,7 @@ impl<C: Crypto> Node<C> {
                 Some(_) => "connecting",
             },
             counters: self.control.as_ref().map(Control::counters),
+            update: self.control.is_some().then(|| self.updates.status()),
             rng: &mut self.rng,
             out: &mut self.out,
         };
@@ -480,14 +521,9 @@ impl<C: Crypto> Node<C> {
             return;
         }
         let is_eval = self.tunnel.is_some() && self.control.is_none();
-        if let Some(tunnel) = &mut self.tunnel {
-            tunnel.close(&mut self.out, 1000, if is_eval { "eval stopped" } else { "control stopped" });
-        }
-        if let Some(control) = &self.control {
-            // Nothing is spent any more: what was is for the next process to know.
-            let file = control.spent_file(self.now);
-            self.save(file);
-            self.phase = Phase::Stopping(self.now.deadline(STOP_TIMEOUT, Reason::Stop));
+        self.leave(1000, if is_eval { "eval stopped" } else { "control stopped" });
+        if self.control.is_some() {
+            // The end comes with the file.
         } else if is_eval {
             let message = "stopped by the operator before the evaluation was over".to_string();
             self.finish(Finish { outcome: Outcome::Internal, message });
@@ -496,8 +532,27 @@ impl<C: Crypto> Node<C> {
         }
     }
 
+    /// Closes the tunnel for good. What was spent is for the next process to know.
+    fn leave(&mut self, code: u16, reason: &str) {
+        if let Some(tunnel) = &mut self.tunnel {
+            tunnel.close(&mut self.out, code, reason);
+        }
+        if let Some(control) = &self.control {
+            let file = control.spent_file(self.now);
+            self.save(file);
+            self.phase = Phase::Stopping(self.now.deadline(STOP_TIMEOUT, Reason::Stop));
+        }
+    }
+
     fn stopped(&mut self) {
-        self.finish(Finish { outcome: Outcome::Done, message: "stopped by the operator".to_string() });
+        let finish = match self.updates.installed() {
+            Some(version) => {
+                let message = ["version ", version, " is installed and waits to be started"].concat();
+                Finish { outcome: Outcome::Updating, message }
+            }
+            None => Finish { outcome: Outcome::Done, message: "stopped by the operator".to_string() },
+        };
+        self.finish(finish);
     }
 
     fn finish(&mut self, finish: Finish) {

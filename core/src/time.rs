@@ -87,6 +87,14 @@ pub enum Reason {
     DataPlaneStep,
     /// A request to the local API must be answered by then.
     LocalRequest,
+    /// A release must be prepared by then.
+    UpdatePrepare,
+    /// A release is not installed before.
+    UpdatePause,
+    /// A release is installed then, whatever runs.
+    UpdateDrain,
+    /// A release must be installed by then.
+    UpdateInstall,
     /// What a clean stop writes must be on the disk by then.
     Stop,
 }
@@ -106,6 +114,10 @@ impl fmt::Display for Reason {
             Self::ProxyRequest => "proxied request",
             Self::DataPlaneStep => "data-plane step",
             Self::LocalRequest => "local request",
+            Self::UpdatePrepare => "update prepared",
+            Self::UpdatePause => "wait before an update",
+            Self::UpdateDrain => "drained for an update",
+            Self::UpdateInstall => "update installed",
             Self::Stop => "stop",
         })
     }

@@ -9,6 +9,7 @@ use crate::log::Log;
 use crate::measure;
 use crate::runtime_api::Environment;
 use crate::state_dir::StateDir;
+use crate::updates;
 use crate::workers::Workers;
 
 /// An effect, sorted by who carries it out.
@@ -37,6 +38,8 @@ pub enum BlockingWork {
         /// Which.
         file: StateFile,
     },
+    /// Of the effects of updates: minutes, for the network and the operator's command.
+    Update(updates::Work),
 }
 
 impl From<Effect> for Work {
@@ -46,21 +49,36 @@ impl From<Effect> for Work {
             Effect::Measure(measurement) => Self::Blocking(BlockingWork::Measure(measurement)),
             Effect::Write { file, data } => Self::Blocking(BlockingWork::Write { file, data }),
             Effect::Remove { file } => Self::Blocking(BlockingWork::Remove { file }),
+            Effect::Download(manifest) => {
+                Self::Blocking(BlockingWork::Update(updates::Work::Download(manifest)))
+            }
+            Effect::Inspect { artifact } => {
+                Self::Blocking(BlockingWork::Update(updates::Work::Inspect { artifact }))
+            }
+            Effect::Install(install) => Self::Blocking(BlockingWork::Update(updates::Work::Install(install))),
+            Effect::ConfirmRelease => Self::Blocking(BlockingWork::Update(updates::Work::Confirm)),
+            Effect::AcknowledgeRollback => Self::Blocking(BlockingWork::Update(updates::Work::Acknowledge)),
         }
     }
 }
 
 /// Threads for effects: one for files and one for measurements, so that files are written in order and measurements do
-/// not disturb one another. They end when they have been idle.
+/// not disturb one another; and one for updates, so that a download that was cancelled ends before the next begins.
+/// They end when they have been idle.
 #[derive(Debug)]
 pub struct Performers {
     writing: Workers,
     measuring: Workers,
+    updating: Workers,
 }
 
 impl Default for Performers {
     fn default() -> Self {
-        Self { writing: Workers::new("files", 1), measuring: Workers::new("measure", 1) }
+        Self {
+            writing: Workers::new("files", 1),
+            measuring: Workers::new("measure", 1),
+            updating: Workers::new("update", 1),
+        }
     }
 }
 
@@ -83,7 +101,17 @@ impl Performers {
             BlockingWork::Write { .. } | BlockingWork::Remove { .. } => {
                 (&self.writing, EffectResult::Written(Err(no_thread())))
             }
+            // A release must not lose its probation to a long download.
+            BlockingWork::Update(work @ (updates::Work::Confirm | updates::Work::Acknowledge)) => {
+                (&self.writing, work.failed(no_thread()))
+            }
+            BlockingWork::Update(work) => (&self.updating, work.failed(no_thread())),
         };
+        if let BlockingWork::Update(work) = work {
+            let environment = environment.clone();
+            let job = move || done(updates::perform(work, &environment, &cancelled));
+            return workers.submit(job).map_err(|_| Box::new(failed));
+        }
         let (state_dir, log) = (environment.state_dir.clone(), environment.log.clone());
         let job = move || {
             let is_cancelled = || cancelled.load(Ordering::Relaxed);
@@ -123,6 +151,7 @@ fn perform_blocking(
         BlockingWork::Remove { file } => {
             EffectResult::Written(state.remove(file).map_err(|error| error.to_string()))
         }
+        BlockingWork::Update(work) => work.failed("not here".to_owned()),
     }
 }
 

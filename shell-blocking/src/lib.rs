@@ -7,15 +7,19 @@
 
 pub mod budget;
 pub mod command;
+pub mod connect;
 pub mod dial;
+pub mod download;
 pub mod effects;
 #[cfg(feature = "fast-crypto")]
 pub mod fast;
 pub mod http;
+pub mod install;
 pub mod log;
 pub mod measure;
 pub mod names;
 pub mod places;
+pub mod release;
 pub mod runtime_api;
 pub mod settings;
 pub mod signals;
@@ -23,6 +27,7 @@ pub mod socket;
 pub mod state_dir;
 pub mod system;
 pub mod tls;
+pub mod updates;
 pub mod websocket;
 pub mod workers;
 

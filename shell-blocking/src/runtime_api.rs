@@ -10,6 +10,7 @@ use consensus_core::time::Now;
 use crate::log::Log;
 use crate::state_dir::StateDir;
 use crate::tls::Tls;
+use crate::updates::Updates;
 
 /// The crypto provider that the shells run.
 #[cfg(feature = "fast-crypto")]
@@ -29,6 +30,8 @@ pub struct Environment {
     pub listen: Option<SocketAddr>,
     /// Where events go.
     pub log: Log,
+    /// How another release is fetched and installed, for a node that the network can direct.
+    pub updates: Option<Updates>,
 }
 
 /// What a runtime runs: a node, or whatever stands for one in a test.

@@ -19,12 +19,15 @@ use consensus_core::text::printable;
 use url::Url;
 
 use self::read::{
-    is_word, read_address, read_email, read_number, read_path, read_server_key, read_text, read_token,
-    read_url,
+    read_address, read_email, read_number, read_path, read_server_key, read_text, read_token, read_url,
 };
+pub use self::release::{Bumping, Making, Release};
+pub use self::updating::Updating;
 use crate::log::Format;
 
 mod read;
+pub(crate) mod release;
+mod updating;
 
 /// A wrong value in an error message is cut after so many characters.
 const MAX_SHOWN: usize = 80;
@@ -283,20 +286,6 @@ pub struct Registering {
     pub machine_id: Option<String>,
 }
 
-/// What the environment says about the release that runs (protocol.md section 13), before what the state directory
-/// and the build say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the manifest's member of that name")]
-pub struct Release {
-    pub version: Option<String>,
-    pub commit: Option<String>,
-    pub platform: Option<String>,
-    pub download_url: Option<String>,
-    pub tarball_sha256: Option<String>,
-    pub signing_key_id: Option<String>,
-    pub signature: Option<String>,
-}
-
 const STATE_DIR: Setting<PathBuf> = Setting::new(
     "--state-dir",
     &["CONSENSUS_STATE_DIR"],
@@ -514,51 +503,6 @@ const MACHINE_ID: Setting<String> = Setting::new(
     "1 to 128 letters, digits and any of - _ . ~ :",
     |text| if is_node_id(text) { Ok(text.to_string()) } else { Err(String::new()) },
 );
-const VERSION: Setting<String> =
-    Setting::new("", &["CONSENSUS_NODE_VERSION"], "1 to 64 visible ASCII characters", |text| {
-        read_token(text, 64)
-    });
-const COMMIT: Setting<String> =
-    Setting::new("", &["CONSENSUS_NODE_COMMIT"], "1 to 64 visible ASCII characters", |text| {
-        read_token(text, 64)
-    });
-const PLATFORM: Setting<String> =
-    Setting::new("", &["CONSENSUS_NODE_PLATFORM"], "SYSTEM-PROCESSOR, such as linux-x64", |text| match text
-        .split_once('-')
-    {
-        Some((os, arch)) if is_word(os) && is_word(arch) => Ok(text.to_string()),
-        _ => Err(String::new()),
-    });
-const DOWNLOAD_URL: Setting<String> = Setting::new(
-    "",
-    &["CONSENSUS_NODE_DOWNLOAD_URL"],
-    "an https:// or http:// URL",
-    |text| match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "https" | "http") => Ok(text.to_string()),
-        Ok(_) => Err(String::new()),
-        Err(error) => Err(error.to_string()),
-    },
-);
-const TARBALL_SHA256: Setting<String> = Setting::new(
-    "",
-    &["CONSENSUS_NODE_TARBALL_SHA256"],
-    "sha256: and 64 lower-case hexadecimal digits",
-    |text| match text.strip_prefix("sha256:") {
-        Some(hex) if hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) => {
-            Ok(text.to_string())
-        }
-        _ => Err(String::new()),
-    },
-);
-const SIGNING_KEY_ID: Setting<String> =
-    Setting::new("", &["CONSENSUS_RELEASE_SIGNING_KEY_ID"], "1 to 128 visible ASCII characters", |text| {
-        read_token(text, MAX_ID)
-    });
-const SIGNATURE: Setting<String> =
-    Setting::new("", &["CONSENSUS_RELEASE_SIGNATURE"], "1 to 1024 visible ASCII characters", |text| {
-        read_token(text, 1024)
-    });
-
 impl Sources<'_> {
     /// What every command but `version` uses.
     ///
@@ -728,22 +672,6 @@ impl Sources<'_> {
         })
     }
 
-    /// What the environment says about the release.
-    ///
-    /// # Errors
-    /// A wrong value.
-    pub fn release(&self) -> Result<Release, UsageError> {
-        Ok(Release {
-            version: self.get(&VERSION)?,
-            commit: self.get(&COMMIT)?,
-            platform: self.get(&PLATFORM)?,
-            download_url: self.get(&DOWNLOAD_URL)?,
-            tarball_sha256: self.get(&TARBALL_SHA256)?,
-            signing_key_id: self.get(&SIGNING_KEY_ID)?,
-            signature: self.get(&SIGNATURE)?,
-        })
-    }
-
     fn folder(&self, setting: &Setting<PathBuf>, default: &str) -> Result<PathBuf, UsageError> {
         match self.get(setting)? {
             Some(path) => self.absolute(&path),
@@ -835,6 +763,7 @@ mod tests {
         sources.listen()?;
         sources.registering()?;
         sources.release()?;
+        sources.updating()?;
         Ok(())
     }
 
@@ -885,6 +814,9 @@ mod tests {
             ("--connect-seconds", &["CONSENSUS_CONNECT_SECONDS"], &["0", "31", "x"]),
             ("--first-byte-seconds", &["CONSENSUS_FIRST_BYTE_SECONDS"], &["0", "31", "x"]),
             ("--request-seconds", &["CONSENSUS_REQUEST_SECONDS"], &["0", "31", "x"]),
+            ("--update-command", &["CONSENSUS_NODE_UPDATE_COMMAND"], &["a\nb", "a\x1bb"]),
+            ("", &["CONSENSUS_NODE_INSTALL_DIR"], &["\0"]),
+            ("", &["CONSENSUS_NODE_RELEASE_RETENTION"], &["0", "1", "101", "x"]),
             ("--listen", &[], &["9090", "host:1", "127.0.0.1", "127.0.0.1:65536", "::1:80x"]),
             ("", &["NODE_HOST"], &["example.org", "1.2.3"]),
             ("", &["NODE_PORT"], &["0", "65536", "http"]),

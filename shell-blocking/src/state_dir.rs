@@ -38,11 +38,11 @@ pub struct FileError {
 }
 
 impl FileError {
-    fn io(path: &Path, doing: &str, error: &io::Error) -> Self {
+    pub(crate) fn io(path: &Path, doing: &str, error: &io::Error) -> Self {
         Self { path: path.to_path_buf(), what: format!("{doing}: {error}") }
     }
 
-    fn damaged(path: &Path, why: &dyn std::fmt::Display) -> Self {
+    pub(crate) fn damaged(path: &Path, why: &dyn std::fmt::Display) -> Self {
         let what = format!("{why}; it was left as it is: bring it back from a backup, or move it away");
         Self { path: path.to_path_buf(), what }
     }
@@ -162,8 +162,7 @@ impl StateDir {
     pub fn write(&self, file: StateFile, data: &[u8]) -> Result<(), FileError> {
         let path = self.path(file);
         let mode = if file.is_secret() { 0o600 } else { 0o644 };
-        let temporary = write_temporary(&path, data, mode)?;
-        finish(&temporary, fs::rename(&temporary, &path), &path)
+        replace_file(&path, data, mode)
     }
 
     /// Removes a file durably; one that is not there is removed already.
@@ -393,8 +392,7 @@ impl MachineRegistry {
         change(&mut record)?;
         if saved.as_ref() != Some(&record) {
             let path = self.path();
-            let temporary = write_temporary(&path, &record.emit(), 0o644)?;
-            finish(&temporary, fs::rename(&temporary, &path), &path)?;
+            replace_file(&path, &record.emit(), 0o644)?;
         }
         Ok(record)
     }
@@ -404,7 +402,8 @@ fn pem_equals(data: &[u8], key: &[u8; 32]) -> bool {
     std::str::from_utf8(data).is_ok_and(|text| pem::decode_public(text).as_ref() == Ok(key))
 }
 
-fn make_dir(path: &Path) -> Result<(), FileError> {
+/// Makes a folder with mode 0700 where it is missing.
+pub(crate) fn make_dir(path: &Path) -> Result<(), FileError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -412,7 +411,7 @@ fn make_dir(path: &Path) -> Result<(), FileError> {
         .map_err(|error| FileError::io(path, "the folder cannot be made", &error))
 }
 
-fn open_lock(path: &Path) -> Result<File, FileError> {
+pub(crate) fn open_lock(path: &Path) -> Result<File, FileError> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -429,6 +428,17 @@ fn mode_of(file: &File, path: &Path) -> Result<u32, FileError> {
 }
 
 type Content = (Zeroizing<Vec<u8>>, File);
+
+/// The content of any file of at most `max` bytes; `None` where there is none.
+pub(crate) fn read_file(path: &Path, max: usize) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
+    Ok(read(path, max)?.map(|(data, _)| data))
+}
+
+/// Replaces any file as a whole and durably.
+pub(crate) fn replace_file(path: &Path, data: &[u8], mode: u32) -> Result<(), FileError> {
+    let temporary = write_temporary(path, data, mode)?;
+    finish(&temporary, fs::rename(&temporary, path), path)
+}
 
 /// The content and the open file. Not blocked by a pipe in the file's place, and never over `max` bytes.
 fn read(path: &Path, max: usize) -> Result<Option<Content>, FileError> {
@@ -492,7 +502,7 @@ fn finish(temporary: &Path, renamed: io::Result<()>, path: &Path) -> Result<(), 
     }
 }
 
-fn sync_parent(path: &Path) -> Result<(), FileError> {
+pub(crate) fn sync_parent(path: &Path) -> Result<(), FileError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     match File::open(parent).and_then(|dir| dir.sync_all()) {
         Ok(()) => Ok(()),

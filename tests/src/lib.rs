@@ -23,6 +23,7 @@ pub mod options;
 pub mod orchestrator;
 mod primitives;
 pub mod process;
+pub mod release;
 pub mod tls;
 pub mod tunnel;
 pub mod upstream;

@@ -188,6 +188,7 @@ impl<C: Crypto> Exchange<C> {
             limits,
             allow_private_targets: false,
             spent_before: Before::Never,
+            updates: crate::update::Settings::default(),
         };
         round_trip(Node::new(config, crypto.clone(), rng.bytes(), NOW), &mut client, &response)
             .map_err(failed)?;

@@ -11,7 +11,7 @@ use core::mem;
 use core::time::Duration;
 
 use super::fetching::{Asker, Wanted};
-use super::{Context, Control};
+use super::{Context, Control, DRAINING};
 use crate::crypto::Crypto;
 use crate::data_plane::job::{Computed, Host, Job, Made, Work};
 use crate::data_plane::replay::{SpendError, Spent};
@@ -69,6 +69,8 @@ enum End {
     Busy,
     /// The node stops.
     Stopping,
+    /// The node restarts.
+    Restarting,
 }
 
 impl End {
@@ -79,6 +81,7 @@ impl End {
             Self::Handshake | Self::TooSlow => 1008,
             Self::Busy => 1013,
             Self::Stopping => 1001,
+            Self::Restarting => 1012,
         }
     }
 
@@ -89,6 +92,7 @@ impl End {
             Self::TooSlow => "the client took too long",
             Self::Busy => "this node is busy",
             Self::Stopping => "this node stops",
+            Self::Restarting => DRAINING,
         }
     }
 }
@@ -231,6 +235,10 @@ impl<C: Crypto> Control<C> {
 
     /// A WebSocket was opened at `/connect`. It is closed at once where there are as many as may be.
     pub(crate) fn handle_local_open(&mut self, now: Now, out: &mut crate::outbox::Outbox, id: LocalId) {
+        if self.draining {
+            let (code, reason) = (End::Restarting.code(), End::Restarting.reason().to_string());
+            return out.push(Output::CloseLocal { id, code, reason });
+        }
         if self.streams.len() + self.clients.locals() >= self.limits.max_streams {
             self.over_limit(out, "max-streams");
             let (code, reason) = (End::Busy.code(), End::Busy.reason().to_string());
@@ -305,6 +313,9 @@ impl<C: Crypto> Control<C> {
     }
 
     fn client_init(&mut self, context: &mut Context<'_, C>, id: ClientId, init: Vec<u8>) {
+        if self.draining {
+            return self.close_client(context, id, End::Restarting);
+        }
         if !self.clients.inits.take(self.limits.max_inits, context.now) {
             self.over_limit(context.out, "max-inits");
             return self.close_client(context, id, End::Busy);
@@ -505,7 +516,7 @@ mod tests {
 
     #[test]
     fn every_end_fits_in_a_close_frame() {
-        for end in [End::Complete, End::Handshake, End::TooSlow, End::Busy, End::Stopping] {
+        for end in [End::Complete, End::Handshake, End::TooSlow, End::Busy, End::Stopping, End::Restarting] {
             assert!(end.reason().len() <= 123, "{}", format!("{end:?}"));
         }
     }

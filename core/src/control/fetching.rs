@@ -165,7 +165,11 @@ impl<C: Crypto> Control<C> {
                 self.respond(context, asker, response);
             }
             EffectResult::Fetched(Err(error)) => self.fail(context, asker, Some(origin), &explain(&error)),
-            EffectResult::Measured(_) | EffectResult::Written(_) => {
+            EffectResult::Measured(_)
+            | EffectResult::Written(_)
+            | EffectResult::Downloaded(_)
+            | EffectResult::Inspected(_)
+            | EffectResult::Installed(_) => {
                 self.fail(context, asker, Some(origin), "not an answer to a fetch");
             }
         }

@@ -10,7 +10,6 @@ mod sessions;
 mod streams;
 
 use alloc::collections::BTreeMap;
-use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -31,20 +30,20 @@ use crate::event::Event;
 use crate::io::{Audience, EffectId};
 use crate::limits::{HEARTBEAT_INTERVAL, Limits, MAX_STREAM_BODY, MAX_TUNNEL_BODY};
 use crate::outbox::Outbox;
-use crate::release::manifest::{Capabilities, Manifest, differences};
+use crate::release::manifest::Capabilities;
 use crate::state::Registration;
-use crate::text::printable;
 use crate::time::{Deadline, Now, Reason};
 use crate::tunnel::connection::Tunnel;
+use crate::update::directed::Active;
 use crate::wire::base64;
 use crate::wire::frame::FrameBuf;
-use crate::wire::message::{
-    self, Heartbeat, ProxyRequest, StreamClose, StreamData, StreamOpen, UpdateApply, UpdateFailed,
-    UpdatePrepare, UpdateReady, decode_body,
-};
+use crate::wire::message::{self, Heartbeat, ProxyRequest, StreamClose, StreamData, StreamOpen, decode_body};
 
 /// Why a stream ends whose target has ended in good order.
 const TARGET_CLOSED: &str = "target closed";
+
+/// Why nothing new is taken on.
+const DRAINING: &str = "this node restarts for an update: ask again in a minute";
 
 /// What the control session needs of the node that has it.
 pub(crate) struct Context<'a, C: Crypto> {
@@ -86,6 +85,7 @@ pub(crate) struct Control<C: Crypto> {
     clients: Clients<C>,
     flow: Flow,
     counters: Counters,
+    draining: bool,
 }
 
 impl<C: Crypto> Control<C> {
@@ -112,11 +112,23 @@ impl<C: Crypto> Control<C> {
             limits,
             flow: Flow::default(),
             counters: Counters::default(),
+            draining: false,
         }
     }
 
     pub(crate) const fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Takes nothing new on, or again: what runs may end.
+    pub(crate) fn drain(&mut self, draining: bool) {
+        self.draining = draining;
+    }
+
+    /// What runs for others. A proxy session without a request waits for nothing.
+    pub(crate) fn active(&self) -> Active {
+        let streams = self.streams.active() + self.clients.locals();
+        Active { requests: self.proxied.len(), streams }
     }
 
     /// What a process that starts after this one must know of its tickets.
@@ -170,6 +182,9 @@ impl<C: Crypto> Control<C> {
     pub(crate) fn handle_proxy_request(&mut self, context: &mut Context<'_, C>, request: ProxyRequest) {
         let ProxyRequest { id, target_url, method, headers, body, body_encoding } = request;
         let asker = Asker::Tunnel { reply_to: id };
+        if self.draining {
+            return self.fail(context, asker, None, DRAINING);
+        }
         match decode_body(body.map(Into::into), body_encoding, self.limits.max_request_body) {
             Ok(body) => {
                 let headers = headers.unwrap_or_default().into_iter().collect();
@@ -194,6 +209,10 @@ impl<C: Crypto> Control<C> {
         if self.streams.contains(&stream_id) {
             let text = "a stream of that name is open";
             return context.send(message::error(context.seconds(), Some(&stream_id), "stream_exists", text));
+        }
+        if self.draining {
+            context.send(message::error(context.seconds(), Some(&stream_id), "node_draining", DRAINING));
+            return self.close_stream(context, &stream_id, DRAINING);
         }
         if self.streams.len() + self.clients.locals() >= self.limits.max_streams {
             self.over_limit(context.out, "max-streams");
@@ -311,6 +330,9 @@ impl<C: Crypto> Control<C> {
         match sessions::request(data, self.limits.max_request_body) {
             Ok(request) => {
                 let asker = Asker::Session { stream_id, id: request.id };
+                if self.draining {
+                    return self.fail(context, asker, None, DRAINING);
+                }
                 let (method, headers, body) = (request.method.as_deref(), request.headers, request.body);
                 let wanted = Wanted { url: &request.url, method, headers, body };
                 self.fetch(context, asker, wanted, MAX_STREAM_BODY);
@@ -337,32 +359,4 @@ impl<C: Crypto> Control<C> {
             out.event(Event::OverLimit { limit: limit.to_string(), count: self.counters.over_limit });
         }
     }
-}
-
-/// This release installs no updates: it is ready only for what it is already.
-pub(crate) fn update_prepare(now: Now, out: &mut Outbox, own: &Manifest, request: UpdatePrepare) -> FrameBuf {
-    let UpdatePrepare { id, update_id, manifest } = request;
-    let seconds = now.unix_seconds();
-    if differences(&manifest, own).is_empty() {
-        let ready = UpdateReady {
-            reply_to: id,
-            update_id,
-            artifact_path: String::new(),
-            sha256: String::new(),
-            current_version: own.version.clone(),
-            target_version: manifest.version,
-        };
-        return ready.encode(seconds);
-    }
-    out.event(Event::Unsupported { what: format!("an update to version {}", printable(&manifest.version)) });
-    let message = format!("version {} of this node does not install updates by itself", own.version);
-    UpdateFailed { reply_to: id, update_id, code: "prepare_failed".to_string(), message }.encode(seconds)
-}
-
-/// Nothing was prepared, ever.
-pub(crate) fn update_apply(now: Now, request: UpdateApply) -> FrameBuf {
-    let UpdateApply { id, update_id, .. } = request;
-    let message = "no update is prepared".to_string();
-    UpdateFailed { reply_to: id, update_id, code: "update_not_prepared".to_string(), message }
-        .encode(now.unix_seconds())
 }

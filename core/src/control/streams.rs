@@ -85,6 +85,12 @@ impl Streams {
         self.open.len()
     }
 
+    /// How many have something under way, as far as that can be known of streams of bytes.
+    pub(super) fn active(&self) -> usize {
+        let is_active = |stream: &&Stream| !matches!(stream, Stream::ProxySession(_));
+        self.open.values().filter(is_active).count()
+    }
+
     pub(super) fn get(&self, stream_id: &str) -> Option<&Stream> {
         self.open.get(stream_id)
     }

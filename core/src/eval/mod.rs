@@ -249,7 +249,10 @@ impl Eval {
                 Ok(fetched(&response, took))
             }
             EffectResult::Fetched(Err(error)) => Err(explain(&error)),
-            EffectResult::Written(_) => Err("neither a measurement nor a fetch".to_string()),
+            EffectResult::Written(_)
+            | EffectResult::Downloaded(_)
+            | EffectResult::Inspected(_)
+            | EffectResult::Installed(_) => Err("neither a measurement nor a fetch".to_string()),
         };
         let next = self.answer(context, running.request, result);
         self.run_next(context.now, context.out);
@@ -418,7 +421,11 @@ fn saved(out: &mut Outbox, auth: JoinAuth, result: EffectResult) -> Finish {
             return Finish { outcome: Outcome::Done, message };
         }
         EffectResult::Written(Err(error)) => error,
-        EffectResult::Fetched(_) | EffectResult::Measured(_) => "not an answer to a write".to_string(),
+        EffectResult::Fetched(_)
+        | EffectResult::Measured(_)
+        | EffectResult::Downloaded(_)
+        | EffectResult::Inspected(_)
+        | EffectResult::Installed(_) => "not an answer to a write".to_string(),
     };
     out.event(Event::NotSaved { reason: error.clone() });
     Finish {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::integrity::Integrity;
+use super::latest::manifest_of;
 use super::manifest::{Difference, Manifest, differences};
 use crate::event::Level;
 use crate::io::{Fetch, FetchError, Finish, Outcome, Response};
@@ -139,7 +140,7 @@ impl Verifying {
         if response.status == 404 {
             return self.notice(Level::Info, "the network requires no certain release".to_string());
         }
-        let required = if is_success(response) { manifest_of(&response.body) } else { None };
+        let required = if is_success(response) { manifest_of(&response.body).ok() } else { None };
         let Some(required) = required else {
             return self
                 .notice(Level::Warn, format!("the required release is unknown: {}", failure_text(response)));
@@ -204,15 +205,6 @@ impl Verifying {
         self.state = State::Over;
         self.outputs.push_back(Output::Finish(Finish { outcome, message }));
     }
-}
-
-/// The manifest of an answer: bare, or as the member `manifest`.
-fn manifest_of(body: &[u8]) -> Option<Manifest> {
-    let mut value: Value = serde_json::from_slice(body).ok()?;
-    if value.get("product").is_none() {
-        value = value.get_mut("manifest")?.take();
-    }
-    serde_json::from_value(value).ok()
 }
 
 /// Where the two lists of a verdict differ: members that are required and not seen so. What is seen and not required

@@ -55,6 +55,8 @@ pub(crate) struct Settings {
 pub(crate) enum Happening {
     /// The server said `ready`.
     Ready,
+    /// The server answered a ping frame.
+    Pong,
     /// A message that is not the tunnel's own business.
     Message(Message),
     /// The session or the attempt ended. Where the tunnel reconnects, it has already planned to.
@@ -250,7 +252,7 @@ impl<C: Crypto> Tunnel<C> {
                 );
                 None
             }
-            FrameType::Pong => None,
+            FrameType::Pong => self.is_up().then_some(Happening::Pong),
             FrameType::Close => {
                 context.out.push(Output::CloseLink { link, code: 1000, reason: String::new() });
                 Some(self.down(context, Down::of_close_frame()))
@@ -285,12 +287,19 @@ impl<C: Crypto> Tunnel<C> {
                     return Some(self.give_up(context, link, Reason::Silence));
                 }
                 if ping.is_due(now) {
-                    *ping = now.deadline(self.settings.ping_interval, Reason::Ping);
-                    self.send_frame(context, FrameType::Ping, FrameBuf::with_capacity(0));
+                    self.ping(now, context.out);
                 }
                 None
             }
         }
+    }
+
+    /// Pings now, and not only when it is time.
+    pub(crate) fn ping(&mut self, now: Now, out: &mut Outbox) {
+        let State::Up { link, session, ping, .. } = &mut self.state else { return };
+        *ping = now.deadline(self.settings.ping_interval, Reason::Ping);
+        let (link, data) = (*link, session.seal(FrameType::Ping, FrameBuf::with_capacity(0)));
+        self.give(out, link, data);
     }
 
     /// Sends a message; whether there was a session to send it on.

@@ -6,14 +6,15 @@ use consensus_core::crypto::pure::Pure;
 use consensus_core::io::{Input, LocalId, Output};
 use consensus_core::limits::{MAX_JOB_BYTES, MAX_MESSAGE};
 use consensus_core::peer::client::Connecting;
+use consensus_core::release::manifest::Manifest;
 use consensus_core::tunnel::session::Session;
 use consensus_core::wire::frame::{FrameBuf, FrameType};
 use consensus_core::wire::message::StreamClose;
 use serde_json::{Value, json};
 
-use super::SECOND;
 use super::streams::{TARGET, connect, data, json, open, paid, send, serving, stream};
 use super::world::{NODE_SEED, World};
+use super::{SECOND, updates};
 
 /// What a client has said so far.
 struct Client {
@@ -168,4 +169,25 @@ fn what_comes_faster_than_it_is_opened_is_turned_away() {
     world.run_job(0);
     world.feed(Input::LocalMessage { id, data: vec![0; MAX_MESSAGE] });
     assert_eq!(waiting_jobs(&world), 1);
+}
+
+#[test]
+fn an_update_waits_for_a_job_and_goes_on_with_its_end() {
+    let mut world = waiting();
+    world.archive = Ok(Box::new(Manifest::of_this_release("0.2.0", "def", "linux-x64")));
+    updates::prepare(&mut world, "p", "u", updates::manifest("0.2.0"));
+    let token = paid(&world, "t", TARGET);
+    let client = begin_on_stream(&mut world, 1);
+    world.run_job(0);
+    world.run_for(SECOND);
+    let mut session = ask_on_stream(&mut world, client, 1, &token);
+    world.run_job(0);
+    world.run_for(SECOND);
+    updates::apply(&mut world, "a", "u", 0);
+    world.run_for(5 * SECOND);
+    assert!(updates::installs(&world).is_empty(), "an answer is still to be sealed");
+    world.run_job(0);
+    assert_eq!(updates::installs(&world).len(), 1, "nothing else has to happen first");
+    world.run_for(SECOND);
+    assert_eq!(answer(&world, &mut session, 1)["type"], "proxy_response");
 }

@@ -4,6 +4,7 @@
 mod evaluation;
 mod jobs;
 mod streams;
+mod updates;
 mod world;
 
 use std::time::Duration;

@@ -26,6 +26,7 @@ use consensus_core::release::manifest::Manifest;
 use consensus_core::state::Registration;
 use consensus_core::time::Now;
 use consensus_core::tunnel::Mode;
+use consensus_core::update::Settings;
 
 /// More steps than any test takes: a run that reaches it does not end by itself.
 const MAX_STEPS: usize = 2_000_000;
@@ -68,6 +69,13 @@ pub(crate) struct World {
     /// Whether a measurement comes to its end.
     pub(crate) measures: bool,
     pub(crate) reply: fn(&Fetch) -> Option<Response>,
+    /// What comes of a download, of a look into what was downloaded, and of an installation, a confirmation or an
+    /// acknowledgement; nothing, where it does not come to its end.
+    pub(crate) download: Option<Result<String, String>>,
+    pub(crate) archive: Result<Box<Manifest>, String>,
+    pub(crate) install: Option<Result<(), String>>,
+    /// The effects of updates, in order.
+    pub(crate) updates: Vec<(EffectId, Effect)>,
     pub(crate) events: Vec<(Duration, Event)>,
     pub(crate) server_events: Vec<(Duration, orchestrator::Event)>,
     pub(crate) files: BTreeMap<StateFile, Vec<u8>>,
@@ -108,6 +116,7 @@ pub(crate) fn config(mode: Option<Mode>) -> Config {
         limits: Limits::default(),
         allow_private_targets: false,
         spent_before: Before::Never,
+        updates: Settings::default(),
     }
 }
 
@@ -125,6 +134,10 @@ impl World {
             signer: [4; 32],
             measures: true,
             reply: |_| None,
+            download: Some(Ok("/state/downloads/release.tgz".into())),
+            archive: Err("nothing".into()),
+            install: Some(Ok(())),
+            updates: Vec::new(),
             events: Vec::new(),
             server_events: Vec::new(),
             files: BTreeMap::new(),
@@ -395,7 +408,7 @@ impl World {
                 }
                 Output::DropLink { .. } => self.server = Server::None,
                 Output::Perform { id, effect } => {
-                    if let Some(result) = self.perform(effect) {
+                    if let Some(result) = self.perform(id, effect) {
                         self.deliver(Delivery::ToNode(Input::Done { effect: id, result }));
                     }
                 }
@@ -425,8 +438,20 @@ impl World {
         }
     }
 
-    fn perform(&mut self, effect: Effect) -> Option<EffectResult> {
+    fn perform(&mut self, id: EffectId, effect: Effect) -> Option<EffectResult> {
         Some(match effect {
+            Effect::Download(_) => {
+                self.updates.push((id, effect));
+                EffectResult::Downloaded(self.download.clone()?)
+            }
+            Effect::Inspect { .. } => {
+                self.updates.push((id, effect));
+                EffectResult::Inspected(self.archive.clone())
+            }
+            Effect::Install(_) | Effect::ConfirmRelease | Effect::AcknowledgeRollback => {
+                self.updates.push((id, effect));
+                EffectResult::Installed(self.install.clone()?)
+            }
             Effect::Fetch(fetch) => {
                 let response = (self.reply)(&fetch);
                 self.fetched.push(fetch);

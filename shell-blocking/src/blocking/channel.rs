@@ -12,8 +12,8 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role};
 use tungstenite::{Error, Message, WebSocket};
 
-use super::connect::Transport;
 use crate::budget::{Budget, Share};
+use crate::connect::Transport;
 use crate::places::{Doing, Place};
 use crate::websocket::{self, BYTES_A_TURN, CLIENT_CLOSE_TIMEOUT, CLIENT_TIMEOUT, CLOSE_TIMEOUT, Intake};
 
@@ -434,7 +434,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::blocking::connect::Tcp;
+    use crate::connect::Tcp;
     use crate::places::Places;
     use crate::testing::read_all;
 

@@ -15,10 +15,10 @@ use consensus_core::io::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::connect::{Limit, Transport, dial_at, look_up};
 use super::inbox::{Inbox, Said};
 use super::watch::{Token, Watch};
 use crate::budget::Budget;
+use crate::connect::{Limit, Transport, dial_at, look_up};
 use crate::dial::{DialError, known};
 use crate::http::client::Exchange;
 use crate::http::pool::{self, Kept, Pool};

@@ -10,7 +10,7 @@ use consensus_core::limits::OPEN_TIMEOUT;
 use tungstenite::handshake::HandshakeError;
 
 use super::channel::{Fair, Socket};
-use super::connect::{Limit, dial};
+use crate::connect::{Limit, dial};
 use crate::dial::DialError;
 use crate::names::Names;
 use crate::tls::Tls;

@@ -10,7 +10,6 @@
 
 mod api;
 mod channel;
-mod connect;
 mod fetch;
 mod inbox;
 mod link;
@@ -36,12 +35,12 @@ use rustix::event::PollFlags;
 
 use self::api::{Api, Upgraded};
 use self::channel::{Channel, Read};
-use self::connect::{Tcp, Transport};
 use self::fetch::{Fetches, Means};
 use self::inbox::{Inbox, Said};
 use self::sockets::Sockets;
 use self::watch::{Name, Token, Watch};
 use crate::budget::Budget;
+use crate::connect::{Tcp, Transport};
 use crate::effects::{Performers, Work};
 use crate::http::server::SWITCHING_PROTOCOLS;
 use crate::names::Names;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use consensus_core::io::{Audience, FetchError, FetchErrorKind, Input, SocketEnd, SocketId};
 use rustix::event::PollFlags;
 
-use super::connect::{Limit, dial_tcp};
 use super::inbox::{Inbox, Said};
 use super::watch::{Token, Watch};
+use crate::connect::{Limit, dial_tcp};
 use crate::dial::DialError;
 use crate::names::Names;
 use crate::socket::{MAX_LEAVING, Traffic};

@@ -109,9 +109,11 @@ impl Machine for Battery<'_> {
                 let Some(measurement) = self.current.take() else { return };
                 let result = match result {
                     EffectResult::Measured(result) => result,
-                    EffectResult::Fetched(_) | EffectResult::Written(_) => {
-                        Err("not a measurement".to_owned())
-                    }
+                    EffectResult::Fetched(_)
+                    | EffectResult::Written(_)
+                    | EffectResult::Downloaded(_)
+                    | EffectResult::Inspected(_)
+                    | EffectResult::Installed(_) => Err("not a measurement".to_owned()),
                 };
                 self.results.push((measurement, result));
                 self.go_on();

@@ -1,9 +1,12 @@
-//! The command line, the same for both shells: `eval register control start run verify bench version`.
+//! The command line, the same for both shells: `eval register control start run verify update release bench
+//! version`.
 
 mod bench;
 mod node;
 mod options;
 mod register;
+mod release;
+mod update;
 mod verify;
 mod version;
 
@@ -44,6 +47,8 @@ pub fn main<R: Runtime>(runtime: &R) -> ExitCode {
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
         stderr: &mut std::io::stderr(),
+        is_terminal: std::io::stderr().is_terminal()
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
         log: &|common| Log::stderr(common.log, common.log_level),
     };
     ExitCode::from(run(runtime, &arguments, &mut surroundings))
@@ -59,6 +64,8 @@ struct Surroundings<'a> {
     /// For usage errors: one line each, whatever the log looks like. There may be no log yet, and the reader is a
     /// person.
     stderr: &'a mut dyn Write,
+    /// Whether that is a terminal, on which a line can be written over.
+    is_terminal: bool,
     log: &'a dyn Fn(&Common) -> Log,
 }
 
@@ -87,8 +94,14 @@ fn dispatch<R: Runtime>(
     surroundings: &mut Surroundings<'_>,
 ) -> Result<u8, Failure> {
     let sources = Sources { options: &invocation.options, env: surroundings.env };
-    if invocation.command == Name::Version {
-        return Ok(print(surroundings.stdout, &version::text::<R>(&sources)?));
+    let text = match invocation.command {
+        Name::Version => Some(version::text::<R>(&sources)?),
+        Name::Bump => Some(version::bump(&sources)?),
+        Name::Release => Some(release::run(&sources)?),
+        _ => None,
+    };
+    if let Some(text) = text {
+        return Ok(print(surroundings.stdout, &text));
     }
     let common = sources.common()?;
     if !matches!(invocation.command, Name::Register | Name::Bench) {
@@ -104,7 +117,8 @@ fn dispatch<R: Runtime>(
         Name::Run => node::run(runtime, &sources, &setup),
         Name::Register => register::run(runtime, &sources, &setup),
         Name::Bench => bench::run(runtime, &sources, &setup, surroundings.stdout, surroundings.colors),
-        Name::Verify | Name::Version => verify::run(runtime, &sources, &setup),
+        Name::Update => update::run(runtime, &sources, &setup, surroundings),
+        Name::Verify | Name::Version | Name::Bump | Name::Release => verify::run(runtime, &sources, &setup),
     };
     match result {
         Err(Failure::Finish(finish)) => Ok(setup.finish(&finish)),
@@ -192,6 +206,7 @@ impl Setup {
             tls: tls(self.common.ca.as_deref())?,
             listen: None,
             log: self.log.clone(),
+            updates: None,
         })
     }
 
@@ -243,7 +258,7 @@ impl Setup {
 
     /// The last line: how it ended. Gives the exit code.
     fn finish(&self, finish: &Finish) -> u8 {
-        let level = if finish.outcome == Outcome::Done { Level::Info } else { Level::Error };
+        let level = if finish.outcome.exit_code() == 0 { Level::Info } else { Level::Error };
         let code = finish.outcome.exit_code();
         let outcome = serde_json::to_value(finish.outcome).unwrap_or_default();
         let members = [("outcome", outcome), ("exit_code", Value::from(code))];

@@ -1,22 +1,31 @@
 //! The commands that run a node: `eval`, `control`, `start`, `run`.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use consensus_core::data_plane::replay::Before;
 use consensus_core::data_plane::ticket::CLOCK_TOLERANCE;
 use consensus_core::event::Level;
+use consensus_core::guard::Target;
 use consensus_core::io::{Finish, Outcome, StateFile};
 use consensus_core::limits::Limits;
 use consensus_core::node::{Config, Node};
 use consensus_core::state::Registration;
 use consensus_core::tunnel::Mode;
+use consensus_core::update;
 use serde_json::Value;
 
 use super::{Failure, Setup, register, version};
+use crate::install;
 use crate::runtime_api::{Provider, Runtime};
-use crate::settings::{Serving, Sources, Tunnel, authority};
+use crate::settings::{Serving, Sources, Tunnel, Updating, authority};
 use crate::state_dir::{Lock, StateDir};
 use crate::system;
+use crate::updates::Updates;
+
+/// How long a release that the network directed has to reconnect: a few attempts of the schedule, each of which may
+/// take its whole time.
+const PROBATION: Duration = Duration::from_secs(180);
 
 /// What a node is to do.
 struct Plan {
@@ -25,6 +34,7 @@ struct Plan {
     listen: Option<SocketAddr>,
     registration: Option<Registration>,
     state_dir: StateDir,
+    updates: Option<Updates>,
     /// Held until the node ends.
     _lock: Option<Lock>,
 }
@@ -37,7 +47,7 @@ pub(super) fn eval<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup
     let allow_private_targets = sources.allow_private_targets();
     let serving = Serving { limits: Limits::default(), allow_private_targets };
     let tunnel = Some((Mode::Eval, tunnel));
-    let plan = Plan { tunnel, serving, listen: None, registration, state_dir, _lock: None };
+    let plan = Plan { tunnel, serving, listen: None, registration, state_dir, updates: None, _lock: None };
     let finish = drive(runtime, sources, setup, plan)?;
     let code = setup.finish(&finish);
     if finish.outcome == Outcome::Done {
@@ -63,6 +73,8 @@ fn serve<R: Runtime>(
 ) -> Result<u8, Failure> {
     let tunnel = sources.tunnel()?;
     let serving = sources.serving()?;
+    // Read here, so that a wrong key is told before anything is done.
+    let updates = Some(updates(sources, serving.allow_private_targets)?);
     let registration = setup.state_dir().registration()?;
     if registration.is_none() {
         let message = format!(
@@ -80,7 +92,7 @@ fn serve<R: Runtime>(
         setup.note(Level::Warn, "no_lock", text);
     }
     let tunnel = Some((Mode::Control, tunnel));
-    let plan = Plan { tunnel, serving, listen, registration, state_dir, _lock: lock };
+    let plan = Plan { tunnel, serving, listen, registration, state_dir, updates, _lock: lock };
     let finish = drive(runtime, sources, setup, plan)?;
     Ok(setup.finish(&finish))
 }
@@ -90,9 +102,23 @@ pub(super) fn start<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setu
     let serving = sources.serving()?;
     let state_dir = setup.open_state_dir()?;
     let registration = state_dir.registration()?;
-    let plan = Plan { tunnel: None, serving, listen, registration, state_dir, _lock: None };
+    let updates = None;
+    let plan = Plan { tunnel: None, serving, listen, registration, state_dir, updates, _lock: None };
     let finish = drive(runtime, sources, setup, plan)?;
     Ok(setup.finish(&finish))
+}
+
+/// How a node that serves comes to other releases.
+fn updates(sources: &Sources<'_>, allow_private: bool) -> Result<Updates, Failure> {
+    let Updating { install_dir, retention, command } = sources.updating()?;
+    let server = sources.network().ok().and_then(|network| Target::parse(network.server.base()).ok());
+    Ok(Updates {
+        install: install::Settings { install_dir, retention, probation: PROBATION, allow_older: false },
+        command,
+        keys: sources.release_keys()?,
+        server,
+        allow_private,
+    })
 }
 
 fn drive<R: Runtime>(
@@ -104,6 +130,12 @@ fn drive<R: Runtime>(
     let manifest = version::manifest(sources, &plan.state_dir)?;
     let mut environment = setup.environment(&plan.state_dir)?;
     environment.listen = plan.listen;
+    environment.updates = plan.updates.clone();
+    let updates = plan.updates.as_ref().map(|updates| update::Settings {
+        way: updates.way(),
+        keys: updates.keys.clone(),
+        standing: updates.standing(),
+    });
     let identity = setup.identity(&plan.state_dir, plan.registration.as_ref())?;
 
     say_start::<R>(setup, &plan, &manifest.version);
@@ -132,6 +164,7 @@ fn drive<R: Runtime>(
         limits,
         allow_private_targets: plan.serving.allow_private_targets,
         spent_before: plan.state_dir.spent_before(),
+        updates: updates.unwrap_or_default(),
     };
     if mode == Some(Mode::Control) && config.spent_before == Before::Unclean {
         let text = format!(

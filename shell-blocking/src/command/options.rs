@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use argh::FromArgs;
 
+use crate::settings::release::REPEATED;
+
 /// What was asked for on the command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Invocation {
@@ -27,8 +29,11 @@ pub(super) enum Name {
     Start,
     Run,
     Verify,
+    Update,
+    Release,
     Bench,
     Version,
+    Bump,
 }
 
 /// Builds the struct of a subcommand from named groups of options and its own, because argh cannot share options
@@ -52,6 +57,11 @@ macro_rules! subcommand {
             (server_key "KEY" "pin the key the server signs its tunnel handshakes with (Ed25519): base64url, JWK, PEM, or a file with one (CONSENSUS_SERVER_KEY)")
         } }
     };
+    (@group $name:ident $command:tt $about:tt $example:tt [release $($rest:ident)*] {$($seen:tt)*}) => {
+        subcommand! { @group $name $command $about $example [$($rest)*] {$($seen)*
+            (release_key "KEY" "take only releases signed with this key (Ed25519); may be given again: hex, base64url, JWK, PEM, or a file with one (CONSENSUS_RELEASE_KEYS, with commas between; default: any release that the network requires)")
+        } }
+    };
     (@group $name:ident $command:tt $about:tt $example:tt [tunnel $($rest:ident)*] {$($seen:tt)*}) => {
         subcommand! { @group $name $command $about $example [$($rest)*] {$($seen)*
             (tunnel_url "URL" "the tunnel, where it is not wss://HOST/node/tunnel of the server (CONSENSUS_TUNNEL_URL)")
@@ -70,6 +80,7 @@ macro_rules! subcommand {
             (max_head "KIB" "largest head of a response, 1 to 64 (CONSENSUS_MAX_HEAD; default 64)")
             (connect_seconds "N" "for a connection to a target, 1 to 30 (CONSENSUS_CONNECT_SECONDS; default 10)")
             (first_byte_seconds "N" "for a target to begin its answer, 1 to 30 (CONSENSUS_FIRST_BYTE_SECONDS; default 30)")
+            (update_command "COMMAND" "what installs an update that the network directs, by sh -c (CONSENSUS_NODE_UPDATE_COMMAND; default: the node itself)")
             (request_seconds "N" "for a whole request, 1 to 30 (CONSENSUS_REQUEST_SECONDS; default 30)")
             (allow_private_targets "let strangers reach private addresses through this node: for a lab only")
         } }
@@ -169,7 +180,7 @@ subcommand! {
     "Keep the control tunnel to the network open and serve the requests that come through it. Runs until it is \
      stopped; reconnects by itself.",
     example: "{command_name} --server https://server.example",
-    [network tunnel serving common] {}
+    [network tunnel release serving common] {}
 }
 
 subcommand! {
@@ -184,7 +195,7 @@ subcommand! {
     "The whole node in one process: the control tunnel and the local API. Runs until it is stopped; reconnects by \
      itself.",
     example: "{command_name} --server https://server.example --listen 127.0.0.1:9090",
-    [network tunnel api serving common] {}
+    [network tunnel release api serving common] {}
 }
 
 subcommand! {
@@ -193,6 +204,40 @@ subcommand! {
      in what the releases differ.",
     example: "{command_name} --server https://server.example",
     [network common] {}
+}
+
+subcommand! {
+    Update "update",
+    "Ask the network which release it requires, and say in what it differs from this one. Ends with code 6 when it does. \
+     With --download, fetch it into the state directory and check it: a download that was cut goes on where it was cut. \
+     Nothing is installed.",
+    example: "{command_name} --server https://server.example --download",
+    [network release common] {
+        (download "fetch the required release, where it is another one")
+        (allow_older "fetch it also where it is older than this one")
+        (allow_private_targets "fetch it from private addresses too: for a lab only")
+    }
+}
+
+subcommand! {
+    Release "release",
+    "Make a release: a tarball of a program with its scripts and its manifest, the manifest of the tarball, and the body \
+     for POST /admin/manifest. The same program, scripts and settings give the same bytes, wherever and whenever.",
+    example: "{command_name} --commit 0123abc --sign release.key \\\n\
+        \u{a0} --download-url https://releases.example/consensus-node-1.2.3-linux-x64.tgz",
+    [] {
+        (version "VERSION" "the release's version (CONSENSUS_NODE_VERSION; default: this program's)")
+        (commit "COMMIT" "the commit it was built from (CONSENSUS_NODE_COMMIT; default: this program's)")
+        (platform "PLATFORM" "SYSTEM-PROCESSOR, such as linux-arm64 (CONSENSUS_NODE_PLATFORM; default: this machine's)")
+        (download_url "URL" "where the tarball will be (CONSENSUS_NODE_DOWNLOAD_URL)")
+        (required "BOOL" "whether nodes must run it: true or false (default true)")
+        (out "DIR" "where the files go (default dist)")
+        (binary "FILE" "the program (default: this one)")
+        (scripts "DIR" "scripts and unit files; what is there is taken (default scripts)")
+        (sign "FILE" "sign with the private key (PEM) in this file")
+        (expires_days "N" "how long the signature holds, 1 to 3650 (default 90)")
+        (new_key "FILE" "make a key to sign with, print what to pin of it, and do nothing else")
+    }
 }
 
 subcommand! {
@@ -209,13 +254,63 @@ subcommand! {
     }
 }
 
-subcommand! {
-    Version "version",
-    "Say what this program is.",
-    example: "{command_name} --json",
-    [] {
-        (state_dir "DIR" "whose release manifest counts (CONSENSUS_STATE_DIR; default ~/.consensus/node)")
-        (json "print one JSON object")
+// By hand: it is the one with a subcommand of its own.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "version",
+    description = "Say what this program is. `version bump` gives the sources their next version.",
+    example = "{command_name} --json",
+    help_triggers("-h", "--help")
+)]
+struct Version {
+    /// whose release manifest counts (CONSENSUS_STATE_DIR; default ~/.consensus/node)
+    #[argh(option, arg_name = "DIR")]
+    state_dir: Option<String>,
+    /// print one JSON object
+    #[argh(switch)]
+    json: bool,
+    #[argh(subcommand)]
+    nested: Option<OfVersion>,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+enum OfVersion {
+    Bump(Bump),
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "bump",
+    description = "Give this project's sources their next version: in Cargo.toml, and for its packages in Cargo.lock. An \
+        older one than they have is refused.",
+    example = "{command_name} minor",
+    help_triggers("-h", "--help")
+)]
+struct Bump {
+    /// major, minor, patch, prerelease, or a version
+    #[argh(positional, arg_name = "what")]
+    to: String,
+    /// the folder of the sources (default: this one)
+    #[argh(option, arg_name = "DIR")]
+    workspace: Option<String>,
+}
+
+impl Version {
+    fn into_invocation(self) -> Invocation {
+        let mut options = BTreeMap::new();
+        if let Some(OfVersion::Bump(bump)) = self.nested {
+            options.insert("version bump".to_string(), bump.to);
+            options.extend(bump.workspace.map(|dir| ("--workspace".to_string(), dir)));
+            return Invocation { command: Name::Bump, options };
+        }
+        options.extend(self.state_dir.map(|dir| ("--state-dir".to_string(), dir)));
+        if self.json {
+            options.insert("--json".to_string(), "true".to_string());
+        }
+        Invocation { command: Name::Version, options }
     }
 }
 
@@ -231,6 +326,7 @@ subcommand! {
     error_code(3, "not registered, or not evaluated"),
     error_code(4, "refused by the network, or by the one-node-a-machine rule"),
     error_code(5, "the network wants a payment first"),
+    error_code(6, "the network requires another release"),
     error_code(69, "the network cannot be reached"),
     error_code(70, "this program or this machine failed, or was stopped before it was done"),
     help_triggers("-h", "--help")
@@ -249,6 +345,8 @@ enum Subcommand {
     Start(Start),
     Run(Run),
     Verify(Verify),
+    Update(Update),
+    Release(Release),
     Bench(Bench),
     Version(Version),
 }
@@ -278,6 +376,10 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
         ["help", command] => words = vec![command, "--help"],
         _ => {}
     }
+    let keys = join_repeated(&mut words, "--release-key");
+    if let Some((at, keys)) = &keys {
+        words[*at] = keys;
+    }
     match Program::from_args(&[program], &words) {
         Ok(program) => Ok(match program.command {
             Subcommand::Eval(options) => options.into_invocation(),
@@ -286,12 +388,29 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
             Subcommand::Start(options) => options.into_invocation(),
             Subcommand::Run(options) => options.into_invocation(),
             Subcommand::Verify(options) => options.into_invocation(),
+            Subcommand::Update(options) => options.into_invocation(),
+            Subcommand::Release(options) => options.into_invocation(),
             Subcommand::Bench(options) => options.into_invocation(),
             Subcommand::Version(options) => options.into_invocation(),
         }),
         Err(exit) if exit.status.is_ok() => Err(NoInvocation::Help(wrap(&exit.output))),
         Err(exit) => Err(NoInvocation::Usage(usage_line(program, &words, &exit.output))),
     }
+}
+
+/// argh takes an option once. The values of one that may be given again become one value; what it is and where it
+/// stands then is returned.
+fn join_repeated(words: &mut Vec<&str>, option: &str) -> Option<(usize, String)> {
+    let first = words.iter().position(|word| *word == option)? + 1;
+    let mut value = (*words.get(first)?).to_string();
+    while let Some(next) = words.iter().skip(first + 1).position(|word| *word == option) {
+        let next = first + 1 + next;
+        value.push(REPEATED);
+        // Without a value it stays, for argh to say so.
+        value.push_str(words.get(next + 1)?);
+        words.drain(next..=next + 1);
+    }
+    Some((first, value))
 }
 
 fn is_option(text: &str) -> bool {
@@ -326,7 +445,8 @@ fn wrap(text: &str) -> String {
 
 /// argh's message in one line, with where to read more.
 fn usage_line(program: &str, words: &[&str], output: &str) -> String {
-    let commands = ["eval", "register", "control", "start", "run", "verify", "version"];
+    let commands =
+        ["eval", "register", "control", "start", "run", "verify", "update", "release", "bench", "version"];
     let command = words.first().filter(|word| commands.contains(word));
     let help =
         command.map_or_else(|| format!("{program} --help"), |command| format!("{program} {command} --help"));
@@ -380,6 +500,28 @@ mod tests {
     }
 
     #[test]
+    fn a_release_key_may_be_given_again() {
+        let words = ["run", "--release-key", "a", "--server=x", "--release-key=b", "--release-key", "c"];
+        let options = of(&words).unwrap().options;
+        assert_eq!(options["--release-key"], format!("a{REPEATED}b{REPEATED}c"));
+        assert_eq!(options["--server"], "x");
+        for words in [&["run", "--release-key"][..], &["run", "--release-key", "a", "--release-key"]] {
+            assert!(usage_of(words).contains("--release-key"), "{}", usage_of(words));
+        }
+        assert!(usage_of(&["eval", "--release-key", "a"]).contains("--release-key"));
+    }
+
+    #[test]
+    fn version_is_asked_or_given_its_next_value() {
+        assert_eq!(of(&["version", "--json"]).unwrap().command, Name::Version);
+        let bump = of(&["version", "bump", "minor", "--workspace", "w"]).unwrap();
+        assert_eq!(bump.command, Name::Bump);
+        assert_eq!((&*bump.options["version bump"], &*bump.options["--workspace"]), ("minor", "w"));
+        assert!(usage_of(&["version", "bump"]).contains("what"));
+        assert!(help_of(&["version", "bump", "--help"]).contains("minor"));
+    }
+
+    #[test]
     fn a_pem_is_a_value_though_it_begins_like_an_option_and_has_an_equals_sign() {
         let pem = "-----BEGIN PUBLIC KEY-----\nMCow=\n-----END PUBLIC KEY-----\n";
         for words in [&["eval", "--server-key", pem][..], &["eval", &format!("--server-key={pem}")]] {
@@ -389,7 +531,7 @@ mod tests {
 
     #[test]
     fn every_subcommand_has_help_with_an_example_and_its_options() {
-        for command in ["eval", "register", "control", "start", "run", "verify", "version"] {
+        for command in ["eval", "register", "control", "start", "run", "verify", "update", "version"] {
             for words in [[command, "--help"], [command, "-h"], ["help", command]] {
                 let text = help_of(&words);
                 assert!(text.contains("Examples:"), "{text}");

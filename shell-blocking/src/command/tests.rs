@@ -69,6 +69,7 @@ impl Write for Lines {
 struct World {
     scratch: Scratch,
     env: Vec<(&'static str, String)>,
+    is_terminal: bool,
 }
 
 struct Ran {
@@ -92,7 +93,7 @@ impl World {
             ("CONSENSUS_ICP_ADDRESS", "rrkah-fqaaa-aaaaa-aaaaq-cai"),
         ];
         let env = env.map(|(name, value)| (name, value.to_string())).to_vec();
-        Self { scratch, env }
+        Self { scratch, env, is_terminal: false }
     }
 
     fn state_dir(&self) -> StateDir {
@@ -117,6 +118,7 @@ impl World {
             stdout: &mut stdout,
             colors: false,
             stderr: &mut stderr,
+            is_terminal: self.is_terminal,
             log: &make_log,
         };
         let code = run(runtime, arguments, &mut surroundings);

@@ -4,8 +4,9 @@ use consensus_core::release::manifest::{ARTIFACT, IMPLEMENTATION, Manifest, PROD
 use serde_json::json;
 
 use super::Failure;
+use crate::release::workspace::{self, BumpError};
 use crate::runtime_api::Runtime;
-use crate::settings::Sources;
+use crate::settings::{Sources, UsageError};
 use crate::state_dir::StateDir;
 use crate::system;
 
@@ -18,8 +19,8 @@ pub(super) fn manifest(sources: &Sources<'_>, state_dir: &StateDir) -> Result<Ma
     // A file left by the network's other implementation speaks of a program that does not run any more.
     let own = |manifest: &Manifest| manifest.implementation.as_deref() == Some(IMPLEMENTATION);
     let mut manifest = state_dir.release_manifest()?.filter(own).unwrap_or_else(|| {
-        let commit = option_env!("CONSENSUS_NODE_BUILD_COMMIT").unwrap_or("unknown");
-        Manifest::of_this_release(env!("CARGO_PKG_VERSION"), commit, &system::platform())
+        let commit = build_commit().unwrap_or_else(|| "unknown".to_string());
+        Manifest::of_this_release(env!("CARGO_PKG_VERSION"), &commit, &system::platform())
     });
     manifest.product = PRODUCT.to_string();
     manifest.artifact = ARTIFACT.to_string();
@@ -39,6 +40,26 @@ pub(super) fn manifest(sources: &Sources<'_>, state_dir: &StateDir) -> Result<Ma
     manifest.signing_key_id = said.signing_key_id.or(manifest.signing_key_id);
     manifest.signature = said.signature.or(manifest.signature);
     Ok(manifest)
+}
+
+/// The commit that the build was told.
+pub(super) fn build_commit() -> Option<String> {
+    option_env!("CONSENSUS_NODE_BUILD_COMMIT").map(str::to_string)
+}
+
+/// `version bump`: gives what to print.
+pub(super) fn bump(sources: &Sources<'_>) -> Result<String, Failure> {
+    let bumping = sources.bumping()?;
+    let bumped = workspace::bump(&bumping.workspace, &bumping.bump).map_err(|error| match error {
+        BumpError::File(error) => error.into(),
+        // What is wrong is what was asked for, or where.
+        error => Failure::Usage(UsageError::new(&error.to_string())),
+    })?;
+    let mut text = format!("{} -> {}\n", bumped.from, bumped.to);
+    for file in &bumped.files {
+        text.push_str(&format!("{}\n", file.display()));
+    }
+    Ok(text)
 }
 
 /// What `version` prints.

@@ -278,6 +278,24 @@ impl Exchange {
         })
     }
 
+    /// Status and headers, once they have come, with as much of the body as was not [taken](Self::take_body).
+    #[must_use]
+    pub const fn response(&self) -> Option<&Response> {
+        match &self.read {
+            Read::Body { response, .. } | Read::Done { response, .. } => Some(response),
+            Read::Head(_) | Read::Failed => None,
+        }
+    }
+
+    /// Takes what has come of the body, so that one larger than memory can go through. The bound on the body then holds
+    /// for what is announced and for each part; all of it together is for the caller to count.
+    pub fn take_body(&mut self) -> Vec<u8> {
+        match &mut self.read {
+            Read::Body { response, .. } | Read::Done { response, .. } => core::mem::take(&mut response.body),
+            Read::Head(_) | Read::Failed => Vec::new(),
+        }
+    }
+
     /// Whether the response is complete.
     #[must_use]
     pub fn is_done(&self) -> bool {

@@ -302,6 +302,7 @@ fn a_node_serves_its_api_until_a_signal_ends_it_all() {
         manifest: Manifest::of_this_release("0.1.0", "unknown", "linux-x64"),
         limits: Limits::default(),
         spent_before: Before::Never,
+        updates: consensus_core::update::Settings::default(),
         allow_private_targets: false,
     };
     let driving = thread::spawn(move || {

@@ -19,7 +19,7 @@ use smol::future;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::state::{EmailCheck, NodeRecord};
-use super::{Record, Shared, tickets};
+use super::{Record, Shared, tickets, updates};
 use crate::conn::Conn;
 
 /// How long a verification code holds, in seconds.
@@ -64,6 +64,9 @@ async fn close(mut conn: Conn) {
 async fn answer(shared: &Arc<Shared>, mut request: Request) -> Response {
     let method = request.method();
     let path = request.url().path().to_owned();
+    if let (Method::Get, Some(name)) = (method, path.strip_prefix(updates::FOLDER)) {
+        return artifact(shared, name, &path);
+    }
     let mut body = Vec::new();
     let limit = u64::try_from(2 * MAX_LOCAL_BODY).unwrap_or(u64::MAX);
     let complete = request.take_body().into_reader().take(limit).read_to_end(&mut body).await.is_ok();
@@ -85,6 +88,18 @@ async fn answer(shared: &Arc<Shared>, mut request: Request) -> Response {
     response
 }
 
+fn artifact(shared: &Shared, name: &str, path: &str) -> Response {
+    let bytes = shared.state().artifacts.get(name).cloned();
+    let status = if bytes.is_some() { StatusCode::Ok } else { StatusCode::NotFound };
+    let (method, path) = (Method::Get.to_string(), path.to_owned());
+    if shared.journal.keeps_traffic() {
+        shared.journal.add(Record::Http { method, path, status: status.into() });
+    }
+    let mut response = Response::new(status);
+    response.set_body(bytes.map_or_else(Vec::new, |bytes| bytes.to_vec()));
+    response
+}
+
 async fn route(shared: &Arc<Shared>, method: Method, path: &str, body: &Value, admin: Option<&str>) -> Reply {
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     match (method, &segments[..]) {
@@ -99,6 +114,9 @@ async fn route(shared: &Arc<Shared>, method: Method, path: &str, body: &Value, a
         (Method::Post, ["node", "verify-integrity", node_id]) => verify_integrity(shared, node_id, body),
         (Method::Get, ["update", "latest"]) => latest(shared),
         (Method::Post, ["admin", "manifest"]) => set_manifest(shared, body, admin),
+        (Method::Post, ["admin", "update", step, node_id]) => {
+            updates::direct(shared, step, node_id, body, admin)
+        }
         (Method::Post, ["tickets"]) => tickets::mint(shared, body),
         (Method::Post, ["node", "tunnel", "proxy", node_id]) => proxy(shared, node_id, body).await,
         (_, ["node", "tunnel"]) => failure(426, "upgrade_required", "this is a WebSocket"),

@@ -7,6 +7,7 @@ mod state;
 mod stream;
 mod tickets;
 mod tunnel;
+mod updates;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};

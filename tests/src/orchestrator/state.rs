@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use consensus_core::peer::orchestrator::Offer;
 use consensus_core::release::manifest::Manifest;
@@ -63,6 +64,8 @@ pub(super) struct State {
     pub(super) required: Option<Manifest>,
     pub(super) attached: BTreeMap<String, Attached>,
     pub(super) tunnels: BTreeMap<String, PublicTunnel>,
+    /// What is served at `/artifacts/`, by name.
+    pub(super) artifacts: BTreeMap<String, Arc<Vec<u8>>>,
 }
 
 /// What `--state FILE` keeps.

@@ -19,4 +19,5 @@ mod state;
 mod streams;
 mod tls;
 mod transcripts;
+mod updates;
 mod upstreams;

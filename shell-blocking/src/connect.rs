@@ -21,20 +21,25 @@ const SLICE: Duration = Duration::from_millis(500);
 
 /// When something must be over, and whether it is still wanted.
 #[derive(Clone, Debug)]
-pub(super) struct Limit {
-    pub(super) until: Instant,
+pub struct Limit {
+    /// Then it is late.
+    pub until: Instant,
     /// How long that was at first, for telling.
-    pub(super) time: Duration,
-    pub(super) cancelled: Arc<AtomicBool>,
+    pub time: Duration,
+    /// Set by whoever no longer wants it.
+    pub cancelled: Arc<AtomicBool>,
 }
 
 impl Limit {
     /// What begins now and may take `time`.
-    pub(super) fn new(time: Duration, cancelled: &Arc<AtomicBool>) -> Self {
+    #[must_use]
+    pub fn new(time: Duration, cancelled: &Arc<AtomicBool>) -> Self {
         Self { until: Instant::now() + time, time, cancelled: Arc::clone(cancelled) }
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
+    /// Whether it is no longer wanted.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 
@@ -58,7 +63,7 @@ impl Limit {
 
 /// A TCP connection whose blocking reads and writes keep to a limit. Without one it is the plain connection.
 #[derive(Debug)]
-pub(super) struct Tcp {
+pub struct Tcp {
     stream: TcpStream,
     limit: Option<Limit>,
     /// What the system's read and write timeouts are set to; nothing at first.
@@ -71,9 +76,17 @@ impl Tcp {
     }
 
     /// One whose reads and writes do not block.
-    pub(super) fn nonblocking(stream: TcpStream) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn nonblocking(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self { stream, limit: None, set: (Duration::ZERO, Duration::ZERO) })
+    }
+
+    /// From here on reads and writes block for as long as `limit` says.
+    pub fn keep_to(&mut self, limit: Limit) {
+        self.limit = Some(limit);
     }
 
     /// From here on reads and writes do not block.
@@ -82,7 +95,8 @@ impl Tcp {
         self.stream.set_nonblocking(true)
     }
 
-    pub(super) fn shutdown(&self, how: Shutdown) {
+    /// Ends one direction, or both.
+    pub fn shutdown(&self, how: Shutdown) {
         // One that is closed already is what was wanted.
         let _ = self.stream.shutdown(how);
     }
@@ -133,15 +147,17 @@ impl Write for Tcp {
 
 /// A connection, plain or over TLS.
 #[derive(Debug)]
-pub(super) enum Transport {
+pub enum Transport {
+    /// As it is.
     Plain(Tcp),
+    /// Over TLS.
     Tls(Box<TlsStream>),
 }
 
 /// TLS over TCP. Unlike rustls' own stream it reads while what it has to write does not go out: the other side may
 /// wait for just that.
 #[derive(Debug)]
-pub(super) struct TlsStream {
+pub struct TlsStream {
     tls: ClientConnection,
     tcp: Tcp,
 }
@@ -197,19 +213,25 @@ impl Write for TlsStream {
 }
 
 impl Transport {
-    pub(super) fn tcp(&mut self) -> &mut Tcp {
+    /// The TCP connection below.
+    pub fn tcp(&mut self) -> &mut Tcp {
         match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(stream) => &mut stream.tcp,
         }
     }
 
-    pub(super) fn set_nonblocking(&mut self) -> io::Result<()> {
+    /// From here on reads and writes do not block.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn set_nonblocking(&mut self) -> io::Result<()> {
         self.tcp().set_nonblocking()
     }
 
     /// Whether something that was written has yet to be [flushed](Write::flush).
-    pub(super) fn is_unflushed(&self) -> bool {
+    #[must_use]
+    pub fn is_unflushed(&self) -> bool {
         match self {
             Self::Plain(_) => false,
             Self::Tls(stream) => stream.tls.wants_write(),
@@ -217,7 +239,7 @@ impl Transport {
     }
 
     /// Whether nothing has come and nothing has ended since the last read.
-    pub(super) fn is_quiet(&mut self) -> bool {
+    pub fn is_quiet(&mut self) -> bool {
         let nothing_read = match self {
             Self::Plain(_) => true,
             Self::Tls(stream) => {
@@ -229,7 +251,7 @@ impl Transport {
     }
 
     /// Says that nothing more will be written.
-    pub(super) fn end_writing(&mut self) {
+    pub fn end_writing(&mut self) {
         if let Self::Tls(stream) = self {
             stream.tls.send_close_notify();
             // On a connection that takes no more, the other side learns it by the end of that.
@@ -274,7 +296,10 @@ impl Write for Transport {
 }
 
 /// Connects to a host on behalf of `audience`, without TLS. Reads and writes of what it gives do not block.
-pub(super) fn dial_tcp(
+///
+/// # Errors
+/// How far it came.
+pub fn dial_tcp(
     host: &str,
     port: u16,
     audience: Audience,
@@ -290,7 +315,10 @@ pub(super) fn dial_tcp(
 }
 
 /// Connects to `target` on behalf of `audience`.
-pub(super) fn dial(
+///
+/// # Errors
+/// How far it came.
+pub fn dial(
     target: &Target,
     audience: Audience,
     tls: &Tls,
@@ -301,7 +329,10 @@ pub(super) fn dial(
 }
 
 /// Connects to one of these addresses of `target`; which one it was.
-pub(super) fn dial_at(
+///
+/// # Errors
+/// How far it came.
+pub fn dial_at(
     target: &Target,
     addresses: &[SocketAddr],
     tls: &Tls,
@@ -323,7 +354,10 @@ pub(super) fn dial_at(
 }
 
 /// The addresses to try for `target`: one look-up, and the guard.
-pub(super) fn look_up(
+///
+/// # Errors
+/// How far it came.
+pub fn look_up(
     target: &Target,
     audience: Audience,
     names: &Names,
