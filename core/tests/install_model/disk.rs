@@ -118,23 +118,23 @@ impl Disk {
         }
     }
 
-    /// What is in a release that is not whole, or in a file that is not in its place, is nobody's: that there is one
-    /// is all that counts.
+    /// What is in a release that is not whole is nobody's: that there is one is all that counts. What is beside its
+    /// place is not shown at all: whoever writes there removes or empties what is left of an earlier try.
     fn tree_of(&self, names: &Names, torn: &BTreeSet<usize>) -> Tree {
         let mut tree = Tree::new();
         let mut folders = vec![(0, String::new())];
         while let Some((folder, path)) = folders.pop() {
             for ((_, name), body) in names.range((folder, String::new())..(folder + 1, String::new())) {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+                if path.ends_with(".next") || path.starts_with("next/") {
+                    continue;
+                }
                 let node = match &self.bodies[*body].node {
                     Node::Folder => {
                         if !path.ends_with(".partial") {
                             folders.push((*body, path.clone()));
                         }
                         Node::Folder
-                    }
-                    Node::File(_) | Node::Link(_) if path.ends_with(".next") || path.starts_with("next/") => {
-                        Node::File(String::new())
                     }
                     Node::File(_) if torn.contains(body) => Node::File(TORN.into()),
                     Node::Link(_) if torn.contains(body) => Node::Link(TORN.into()),
@@ -144,6 +144,16 @@ impl Disk {
             }
         }
         tree
+    }
+
+    /// Whether an effect is on what nobody looks into, whatever a power cut leaves.
+    pub(crate) fn is_nobodys(&self, part: &Op) -> bool {
+        let (Op::Write { path, .. } | Op::MakeFolder { path } | Op::Remove { path } | Op::Sync { path }) =
+            part
+        else {
+            return false;
+        };
+        path.contains(".partial/") && !self.folders_that_count().contains(&self.place(path).0)
     }
 
     fn place(&self, path: &str) -> Name {
