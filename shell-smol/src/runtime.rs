@@ -343,15 +343,18 @@ impl Shell {
                 true
             }
             Input::LinkEnded { link, .. } => {
-                if let Some(ended) = self.link.take_if(|open| open.id == *link) {
-                    let busy = self.busy.clone();
-                    let last = async move {
-                        ended.ended().await;
-                        drop(busy);
-                    };
-                    self.executor.spawn(last).detach();
-                }
+                let Some(ended) = self.link.take_if(|open| open.id == *link) else { return false };
+                let busy = self.busy.clone();
+                let last = async move {
+                    ended.ended().await;
+                    drop(busy);
+                };
+                self.executor.spawn(last).detach();
                 true
+            }
+            // One that was given up may have had something to say just then, on another core.
+            Input::LinkOpened { link } | Input::LinkBinary { link, .. } | Input::LinkText { link, .. } => {
+                self.link(*link).is_some()
             }
             Input::SocketOpened { socket } => match self.sockets.get_mut(socket) {
                 Some(open) => {
@@ -372,13 +375,7 @@ impl Shell {
             },
             Input::LocalMessage { id, .. } => self.locals.contains_key(id),
             Input::LocalEnded { id } => self.locals.remove(id).is_some(),
-            Input::Tick
-            | Input::LinkOpened { .. }
-            | Input::LinkBinary { .. }
-            | Input::LinkText { .. }
-            | Input::LinkSent { .. }
-            | Input::Local { .. }
-            | Input::Stop => true,
+            Input::Tick | Input::LinkSent { .. } | Input::Local { .. } | Input::Stop => true,
         }
     }
 
