@@ -105,6 +105,10 @@ pub const MAX_REQUEST_BODIES: usize = 64 * 1024 * 1024;
 /// must not gather what they have no time for.
 pub const MAX_JOB_BYTES: usize = 128 * 1024 * 1024;
 
+/// Jobs of the data plane there are when no further handshake is taken: as many as there can be clients. A client that
+/// goes leaves its job behind, so that the clients alone do not bound them.
+pub const MAX_JOBS: usize = 4096;
+
 /// One exchange with the network's own HTTP interface. It may take its time to answer: it mails codes.
 pub const SERVER_BOUNDS: Bounds = Bounds {
     connect: CONNECT_TIMEOUT,

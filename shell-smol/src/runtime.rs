@@ -88,23 +88,37 @@ struct Shell {
 pub(crate) fn drive(node: impl Machine, environment: Environment) -> Result<Finish, String> {
     let executor = Arc::new(Executor::new());
     let cores = system::cpus();
-    let run = run(node, environment, Arc::clone(&executor), cores > 1);
     if cores == 1 {
-        return smol::block_on(executor.run(run));
+        return alone(node, environment, executor);
     }
+    // smol makes one thread for itself, without which it cannot be: before those that are not needed as much.
+    smol::block_on(async {});
     // The node has this thread for itself: whatever it is told, it is told at once.
     let (running, ended) = smol::channel::bounded::<()>(1);
     thread::scope(|scope| {
-        for _ in 0..cores {
+        let core = |_: &u32| {
             let work = thread::Builder::new().name("core".to_owned());
             let (executor, ended) = (&executor, &ended);
-            work.spawn_scoped(scope, move || smol::block_on(executor.run(ended.recv())))
-                .map_err(|error| format!("the system gives no thread: {error}"))?;
+            work.spawn_scoped(scope, move || smol::block_on(executor.run(ended.recv()))).is_ok()
+        };
+        // Where the system gives fewer threads, those do it.
+        if (0..cores).take_while(core).count() == 0 {
+            return alone(node, environment, Arc::clone(&executor));
         }
-        let finish = smol::block_on(run);
+        let finish = smol::block_on(run(node, environment, Arc::clone(&executor), true));
         drop(running);
         finish
     })
+}
+
+/// Runs `node`, and all that it does, on this thread.
+fn alone(
+    node: impl Machine,
+    environment: Environment,
+    executor: Arc<Executor<'static>>,
+) -> Result<Finish, String> {
+    let run = run(node, environment, Arc::clone(&executor), false);
+    smol::block_on(executor.run(run))
 }
 
 async fn run(
@@ -343,15 +357,18 @@ impl Shell {
                 true
             }
             Input::LinkEnded { link, .. } => {
-                if let Some(ended) = self.link.take_if(|open| open.id == *link) {
-                    let busy = self.busy.clone();
-                    let last = async move {
-                        ended.ended().await;
-                        drop(busy);
-                    };
-                    self.executor.spawn(last).detach();
-                }
+                let Some(ended) = self.link.take_if(|open| open.id == *link) else { return false };
+                let busy = self.busy.clone();
+                let last = async move {
+                    ended.ended().await;
+                    drop(busy);
+                };
+                self.executor.spawn(last).detach();
                 true
+            }
+            // One that was given up may have had something to say just then, on another core.
+            Input::LinkOpened { link } | Input::LinkBinary { link, .. } | Input::LinkText { link, .. } => {
+                self.link(*link).is_some()
             }
             Input::SocketOpened { socket } => match self.sockets.get_mut(socket) {
                 Some(open) => {
@@ -372,13 +389,7 @@ impl Shell {
             },
             Input::LocalMessage { id, .. } => self.locals.contains_key(id),
             Input::LocalEnded { id } => self.locals.remove(id).is_some(),
-            Input::Tick
-            | Input::LinkOpened { .. }
-            | Input::LinkBinary { .. }
-            | Input::LinkText { .. }
-            | Input::LinkSent { .. }
-            | Input::Local { .. }
-            | Input::Stop => true,
+            Input::Tick | Input::LinkSent { .. } | Input::Local { .. } | Input::Stop => true,
         }
     }
 

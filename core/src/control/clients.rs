@@ -15,10 +15,12 @@ use super::{Context, Control, DRAINING};
 use crate::crypto::Crypto;
 use crate::data_plane::job::{Computed, Host, Job, Made, Work};
 use crate::data_plane::replay::{SpendError, Spent};
-use crate::data_plane::responder::{self, Refusal, Responder};
+use crate::data_plane::responder::{self, AcceptError, Refusal, Responder};
 use crate::event::Event;
 use crate::io::{EffectId, JobId, LocalId, Output, Response};
-use crate::limits::{DATA_PLANE_STEP, MAX_JOB_BYTES, MAX_STREAM_BODY, MAX_TUNNEL_BODY};
+use crate::limits::{
+    DATA_PLANE_STEP, MAX_HANDSHAKE, MAX_JOB_BYTES, MAX_JOBS, MAX_STREAM_BODY, MAX_TUNNEL_BODY,
+};
 use crate::text::printable;
 use crate::time::{Deadline, Now, Reason};
 use crate::wire::message;
@@ -138,6 +140,11 @@ impl<C: Crypto> Jobs<C> {
     /// Whether there is room for a job of so many bytes. There is always room for one job.
     fn has_room(&self, bytes: usize) -> bool {
         self.bytes == 0 || self.bytes.saturating_add(bytes) <= MAX_JOB_BYTES
+    }
+
+    /// Whether one more handshake may wait for a core: clients that come and go leave their jobs behind.
+    fn has_place(&self) -> bool {
+        self.given.len() < MAX_JOBS
     }
 
     fn give(&mut self, client: ClientId, work: Work<C>) -> JobId {
@@ -318,6 +325,15 @@ impl<C: Crypto> Control<C> {
         }
         if !self.clients.inits.take(self.limits.max_inits, context.now) {
             self.over_limit(context.out, "max-inits");
+            return self.close_client(context, id, End::Busy);
+        }
+        // What waits for a core is held. No init is worth that which is longer than any legal one.
+        if init.len() > MAX_HANDSHAKE {
+            self.tell_refused(context, &AcceptError::Malformed.to_string());
+            return self.close_client(context, id, End::Handshake);
+        }
+        if !self.clients.jobs.has_place() {
+            self.over_limit(context.out, "handshakes to be answered");
             return self.close_client(context, id, End::Busy);
         }
         let (host, rng) = (self.host(context), context.rng.fork());

@@ -173,4 +173,79 @@ mod tests {
         }
         assert_eq!(key(&Pure, "not a url", "GET", [], None), None);
     }
+
+    /// The key by its definition: the hash of the canonical JSON of a value.
+    fn defined(url: &str, method: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> Option<String> {
+        let hash = |bytes: &[u8]| hex::encode(&Pure.sha256(&[bytes]));
+        let mut scope = "global".to_string();
+        let mut kept = serde_json::Map::new();
+        for (name, value) in headers {
+            match &*name.to_ascii_lowercase() {
+                "x-api-key" => scope = hash(value.as_bytes()),
+                name @ ("accept" | "content-type") => {
+                    let value = value.split_whitespace().collect::<Vec<_>>().join(" ");
+                    if !value.is_empty() {
+                        kept.insert(name.to_string(), value.into());
+                    }
+                }
+                _ => {}
+            }
+        }
+        let named = serde_json::json!({
+            "v": 1, "scope": scope, "method": method.to_uppercase(), "url": canonical_url(url)?, "headers": kept,
+            "body_hash": body.map_or("no-body".to_string(), hash),
+        });
+        Some(hash(canonical::to_canonical(&named).as_bytes()))
+    }
+
+    #[test]
+    fn the_key_is_the_hash_of_canonical_json_whatever_the_texts() {
+        let texts = [
+            "",
+            " ",
+            "get",
+            "stra\u{df}e",
+            "\u{149}",
+            "\u{130}\u{3c3}\u{3c2}\u{fb03}",
+            "\u{2028}\u{2029}",
+            "\u{1f600}\u{10428}",
+            "\0\u{1}\u{8}\u{b}\u{c}\u{1f}\u{7f}\u{85}",
+            "\"\\/",
+            "\ta \u{a0}\u{3000} b\r\n",
+        ];
+        let names = [
+            "accept",
+            "Accept",
+            "ACCEPT",
+            "content-type",
+            "Content-Type",
+            "x-api-key",
+            "X-Api-Key",
+            "\u{212a}ey",
+            "acc\u{e9}pt",
+        ];
+        let urls = [
+            "http://a.example",
+            "http://a.example/?",
+            "http://a.example/?&#",
+            "http://a.example/?a=%ff&a",
+            "data:x  #f",
+            "data:x  ?#f",
+            "http://a.example/\u{2028}\"\\?\u{1f600}=\"",
+            "x",
+        ];
+        let mut number = 0_usize;
+        let mut next = |most: usize| {
+            number = number.wrapping_mul(0x5851_f42d).wrapping_add(0x1405_7b7f) & 0xffff_ffff;
+            (number >> 8) % most
+        };
+        for _ in 0..5000 {
+            let (url, method) = (urls[next(urls.len())], texts[next(texts.len())]);
+            let headers: Vec<_> =
+                (0..next(5)).map(|_| (names[next(names.len())], texts[next(texts.len())])).collect();
+            let body = [None, Some(&b""[..]), Some(b"\xff{}")][next(3)];
+            let key = key(&Pure, url, method, headers.iter().copied(), body);
+            assert_eq!(key, defined(url, method, &headers, body), "{url:?} {method:?} {headers:?}");
+        }
+    }
 }

@@ -319,4 +319,79 @@ mod tests {
             assert_eq!(verify(junk, &public, "node-1", NOW), Err(TicketError::Malformed));
         }
     }
+
+    /// A token of that message, in that alphabet.
+    fn signed(message: &str, footer: &str, encode: fn(&[u8]) -> String) -> String {
+        let signature = Pure.sign(
+            &Pure.signing_key(&[7; 32]),
+            &pre_authentication(message.as_bytes(), footer.as_bytes(), "node-1"),
+        );
+        let payload = [message.as_bytes(), &signature].concat();
+        [HEADER, &encode(&payload), ".", &encode(footer.as_bytes())].concat()
+    }
+
+    fn verify_text(token: &str) -> Result<Claims<'static>, TicketError> {
+        verify(token, &Pure.public_key(&Pure.signing_key(&[7; 32])), "node-1", NOW)
+    }
+
+    #[test]
+    fn claims_mean_the_same_however_their_json_is_written() {
+        let plain = serde_json::to_string(&claims()).unwrap();
+        let escaped = plain
+            .replace("\"sub\":\"key\"", "\"s\\u0075b\":\"\\u006be\\u0079\"")
+            .replace("node-1", "n\\u006fde-1")
+            .replace(":\"t1\"", ":\"\\u00741\"");
+        assert_ne!(plain, escaped);
+        let more = plain.replace('{', "{\"x\":[{\"y\":null}],");
+        for message in [&*plain, &escaped, &more, &[" ", &plain, "\n"].concat()] {
+            assert_eq!(verify_text(&signed(message, "{}", base64::encode_url)), Ok(claims()), "{message}");
+        }
+        for (from, to) in [
+            ("\"sub\":\"key\"", "\"sub\":\"key\",\"sub\":\"key\""),
+            ("\"sub\":\"key\"", "\"sub\":\"key\",\"s\\u0075b\":\"other\""),
+            ("\"sub\":\"key\"", "\"sub\":null"),
+            ("\"sub\":\"key\"", "\"sub\":[\"key\"]"),
+            ("\"sub\":\"key\"", "\"sub\":\"\\ud800\""),
+            ("\"exp\":1700000060", "\"exp\":1700000060.0"),
+            ("\"exp\":1700000060", "\"exp\":1.70000006e9"),
+            ("\"exp\":1700000060", "\"exp\":-1"),
+            ("\"exp\":1700000060", "\"exp\":18446744073709551616"),
+            ("\"exp\":1700000060", "\"exp\":\"1700000060\""),
+            ("}", "}}"),
+            ("}", ""),
+        ] {
+            let message = plain.replace(from, to);
+            assert_ne!(message, plain, "{from}");
+            let token = signed(&message, "{}", base64::encode_url);
+            assert_eq!(verify_text(&token), Err(TicketError::Malformed), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_parts_of_a_token_are_base64_of_either_kind_and_nothing_else() {
+        // The lengths that want no padding, one sign of it, and two; a jti whose encoding has signs of one alphabet alone.
+        for jti in ["t", "t?", "t?>", "\u{3fe}\u{3ff}"] {
+            let message = serde_json::to_string(&Claims { jti: jti.into(), ..claims() }).unwrap();
+            for footer in ["", "{", "{}", "\u{3ff}?>"] {
+                let (url, standard) =
+                    (signed(&message, footer, base64::encode_url), signed(&message, footer, base64::encode));
+                for token in [&url, &standard, &standard.replace('=', "")] {
+                    assert_eq!(verify_text(token).map(|claims| claims.jti), Ok(jti.into()), "{token}");
+                }
+                for token in [
+                    url.replacen('.', "..", 3),
+                    [&url, "."].concat(),
+                    [&url, "!"].concat(),
+                    ["v4.public.+-", &url[HEADER.len()..]].concat(),
+                    ["v4.public. ", &url[HEADER.len()..]].concat(),
+                ] {
+                    assert_eq!(verify_text(&token), Err(TicketError::Malformed), "{token}");
+                }
+                // Whatever is cut off, it is refused and nothing worse; without its footer it is another token.
+                for length in 0..url.len() - usize::from(footer.is_empty()) {
+                    assert!(verify_text(&url[..length]).is_err(), "{}", &url[..length]);
+                }
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::pure::Pure;
 use consensus_core::io::{Input, LocalId, Output};
-use consensus_core::limits::{MAX_JOB_BYTES, MAX_MESSAGE};
+use consensus_core::limits::{MAX_HANDSHAKE, MAX_JOB_BYTES, MAX_JOBS, MAX_MESSAGE};
 use consensus_core::peer::client::Connecting;
 use consensus_core::release::manifest::Manifest;
 use consensus_core::tunnel::session::Session;
@@ -12,7 +12,7 @@ use consensus_core::wire::frame::{FrameBuf, FrameType};
 use consensus_core::wire::message::StreamClose;
 use serde_json::{Value, json};
 
-use super::streams::{TARGET, connect, data, json, open, paid, send, serving, stream};
+use super::streams::{TARGET, connect, data, json, open, paid, paid_config, run, send, serving, stream};
 use super::world::{NODE_SEED, World};
 use super::{SECOND, updates};
 
@@ -190,4 +190,43 @@ fn an_update_waits_for_a_job_and_goes_on_with_its_end() {
     assert_eq!(updates::installs(&world).len(), 1, "nothing else has to happen first");
     world.run_for(SECOND);
     assert_eq!(answer(&world, &mut session, 1)["type"], "proxy_response");
+}
+
+#[test]
+fn an_init_that_is_too_long_does_not_wait_for_a_core() {
+    let mut world = waiting();
+    for (number, length) in [(0, MAX_HANDSHAKE + 1), (1, MAX_MESSAGE)] {
+        let id = LocalId(number);
+        assert_eq!(connect(&mut world, number, |_| {}), 101);
+        world.feed(Input::LocalMessage { id, data: vec![b' '; length] });
+        let end = Output::CloseLocal { id, code: 1008, reason: "handshake failed".into() };
+        assert_eq!((world.wanted.last(), waiting_jobs(&world)), (Some(&end), 0));
+    }
+    world.local(2, "GET", "/health", "localhost", "");
+    assert_eq!(json(&world.responses[&LocalId(2)].body)["served"]["refused"], 2);
+}
+
+#[test]
+fn clients_that_go_at_once_do_not_gather_jobs_without_end() {
+    let mut config = paid_config();
+    config.limits.max_inits = 100_000;
+    let mut world = run(config);
+    world.jobs = Some(Vec::new());
+    let (_, init) = begin(&world, 1);
+    let most = MAX_JOBS as u64;
+    let come = |world: &mut World, number| {
+        assert_eq!(connect(world, number, |_| {}), 101);
+        world.feed(Input::LocalMessage { id: LocalId(number), data: init.clone() });
+    };
+    for number in 0..most {
+        come(&mut world, number);
+        world.feed(Input::LocalEnded { id: LocalId(number) });
+    }
+    assert_eq!(waiting_jobs(&world), MAX_JOBS);
+    come(&mut world, most);
+    let busy = Output::CloseLocal { id: LocalId(most), code: 1013, reason: "this node is busy".into() };
+    assert_eq!((world.wanted.last(), waiting_jobs(&world)), (Some(&busy), MAX_JOBS));
+    world.run_job(0);
+    come(&mut world, most + 1);
+    assert_eq!(waiting_jobs(&world), MAX_JOBS, "one is done, one has come");
 }

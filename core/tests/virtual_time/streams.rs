@@ -119,7 +119,7 @@ pub(super) fn serving() -> World {
     run(paid_config())
 }
 
-fn run(config: Config) -> World {
+pub(super) fn run(config: Config) -> World {
     let mut world = World::new(config, 1);
     world.reply = hello_reply;
     world.run_for(SECOND);

@@ -5,20 +5,23 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use ::smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use ::smol::stream::StreamExt as _;
 use ::smol::{Async, Executor, Timer, block_on, channel, future};
 use async_tungstenite::tungstenite::Message as WsMessage;
-use consensus_core::crypto::Crypto as _;
 use consensus_core::crypto::pure::Pure;
+use consensus_core::crypto::{Crypto as _, Drbg};
 use consensus_core::data_plane::ticket;
-use consensus_core::peer::client::{Answer, Request};
+use consensus_core::limits::MAX_HANDSHAKE;
+use consensus_core::peer::client::{Answer, Connecting, Request};
+use consensus_core::time::Now;
 use consensus_core::wire::base64;
 use consensus_testbed::background::Background;
 use consensus_testbed::binaries::Shell;
 use consensus_testbed::data_plane::{Carrier, Connection, Exchange, Failure, Ticket};
-use consensus_testbed::dial::{Server, Socket};
+use consensus_testbed::dial::{self, Server, Socket};
 use consensus_testbed::network::NODE_ID;
 use consensus_testbed::process::{NodeProcess, free_address};
 use consensus_testbed::tunnel::{Owner, Target};
@@ -30,6 +33,7 @@ use crate::lab::{CONTROL, LONG, Lab, stop, with_both_shells};
 with_both_shells! {
     a_client_is_served_through_the_gateway_and_directly
     many_clients_are_served_at_once_each_with_its_own_answer
+    clients_that_go_while_their_jobs_run_cost_nobody_else
     a_ticket_pays_once_and_only_for_its_request
     somebody_else_in_the_nodes_place_is_found_out
     the_request_subcommand_shows_the_answer_and_says_what_went_wrong
@@ -154,6 +158,57 @@ fn many_clients_are_served_at_once_each_with_its_own_answer(shell: Shell) {
         }
     }));
     stop(node);
+}
+
+fn clients_that_go_while_their_jobs_run_cost_nobody_else(shell: Shell) {
+    let lab = Lab::new(shell);
+    let node = run(&lab);
+    let url = format!("ws://{}/connect", lab.network.local_api);
+    let now = Now { monotonic: Duration::ZERO, unix: Duration::ZERO };
+    let init = Connecting::start(Pure, NODE_ID, &mut Drbg::new([1; 32]), now).1;
+    let come = |number: usize| {
+        let (url, init) = (&url, &init);
+        async move {
+            let mut socket = dial::websocket(url).await.unwrap();
+            let said = match number % 4 {
+                0 => vec![init.clone(), vec![0; 100_000]],
+                1 => vec![init.clone(), init.clone(), init.clone()],
+                2 => vec![vec![b'{'; MAX_HANDSHAKE + 1]],
+                _ => vec![init.clone()],
+            };
+            for message in said {
+                // The node may have ended it already.
+                if socket.send(WsMessage::binary(message)).await.is_err() {
+                    return;
+                }
+            }
+            if number % 8 < 4 {
+                // And some wait for what comes of it.
+                let _ = socket.next().await;
+            }
+        }
+    };
+    let executor = Executor::new();
+    wait(executor.run(async {
+        let clients: Vec<_> = (0..400).map(|number| executor.spawn(come(number))).collect();
+        for size in [10, 20] {
+            let request = get(lab.network.upstream.url(&format!("/b/{size}")));
+            let ticket = mint(&lab, &request).await;
+            let exchange = ask(&lab, &ticket, &ticket.token, &request).await.unwrap();
+            assert_eq!(body_of(exchange), upstream::bytes(size));
+        }
+        for client in clients {
+            client.await;
+        }
+        // Nor do those hold it up that are there when it stops.
+        let mut late = Vec::new();
+        for _ in 0..40 {
+            let mut socket = dial::websocket(&url).await.unwrap();
+            socket.send(WsMessage::binary(init.clone())).await.unwrap();
+            late.push(socket);
+        }
+        stop(node);
+    }));
 }
 
 fn a_ticket_pays_once_and_only_for_its_request(shell: Shell) {
