@@ -78,20 +78,23 @@ fn link(tree: &Tree, name: &str) -> Option<String> {
     }
 }
 
-fn survey(tree: &Tree) -> Survey {
+/// What the installer would find, or the name of a record that is damaged.
+fn survey(tree: &Tree) -> Result<Survey, &'static str> {
+    fn whole<T, E>(parsed: Option<Result<T, E>>, name: &'static str) -> Result<Option<T>, &'static str> {
+        parsed.transpose().map_err(|_| name)
+    }
     let file = |name: &str| text(tree, name).map(str::as_bytes);
     let names =
         tree.keys().filter_map(|path| path.strip_prefix("releases/")).filter(|name| !name.contains('/'));
-    Survey {
+    Ok(Survey {
         current: link(tree, "current"),
         last_good: link(tree, "last-good"),
         running: file("running").and_then(records::parse_id_line),
         releases: names.map(str::to_string).collect(),
-        rolled_back: file("rolled-back").map(|data| RolledBack::parse(data).expect("rolled-back is whole")),
-        refused: file("refused")
-            .map_or(vec![], |data| records::parse_refused(data).expect("refused is whole")),
-        floor: file("floor").map(|data| records::parse_floor(data).expect("floor is whole")),
-    }
+        rolled_back: whole(file("rolled-back").map(RolledBack::parse), "rolled-back")?,
+        refused: whole(file("refused").map(records::parse_refused), "refused")?.unwrap_or_default(),
+        floor: whole(file("floor").map(records::parse_floor), "floor")?,
+    })
 }
 
 /// Whether all of a release is there.
@@ -116,6 +119,10 @@ impl<'a> Explorer<'a> {
 
     fn fail(&mut self, why: String) {
         self.violation.get_or_insert(why);
+    }
+
+    fn survey(&mut self, tree: &Tree) -> Option<Survey> {
+        survey(tree).map_err(|name| self.fail(format!("{name} is damaged: {tree:?}"))).ok()
     }
 
     fn visit(&mut self, tree: Tree, known: &Known) {
@@ -144,7 +151,7 @@ impl<'a> Explorer<'a> {
     /// What must hold whatever happened.
     fn check(&mut self, tree: &Tree, known: &Known) {
         let whole = |id: &Option<String>| id.as_ref().is_some_and(|id| is_whole(tree, id));
-        let found = survey(tree);
+        let Some(found) = self.survey(tree) else { return };
         let torn = found.releases.iter().find(|id| !id.ends_with(".partial") && !is_whole(tree, id));
         if let Some(torn) = torn {
             return self.fail(format!("{torn} is torn: {tree:?}"));
@@ -242,7 +249,7 @@ impl<'a> Explorer<'a> {
         if known.installations == INSTALLATIONS {
             return;
         }
-        let found = survey(&disk.tree());
+        let Some(found) = self.survey(&disk.tree()) else { return };
         let process = 1;
         let free = |now: &u64| {
             !found.releases.iter().any(|id| id.starts_with(&format!("{wanted}.0.0-{now}-{process}")))
@@ -278,7 +285,8 @@ impl<'a> Explorer<'a> {
         let mut disk = disk.clone();
         let mut known = known.clone();
         known.proved.insert(id.into());
-        let plan = match Plan::confirm(Some(id), &survey(&disk.tree()), Wrapper::Differs) {
+        let Some(found) = self.survey(&disk.tree()) else { return };
+        let plan = match Plan::confirm(Some(id), &found, Wrapper::Differs) {
             Ok(plan) => plan,
             Err(why) => return self.fail(format!("{id} cannot be confirmed: {why}")),
         };
@@ -314,22 +322,23 @@ impl<'a> Explorer<'a> {
         // It runs. It may end at once, which changes nothing; or
         self.install(&disk, &known, 2, false);
         // Until there is a 2, a 3 would be the same by another name.
-        if survey(&disk.tree()).releases.iter().any(|id| major(id) == 2) {
+        let Some(found) = self.survey(&disk.tree()) else { return };
+        if found.releases.iter().any(|id| major(id) == 2) {
             self.install(&disk, &known, 3, false);
         }
         if known.floor > 1 {
             self.install(&disk, &known, 1, false);
         }
         self.install(&disk, &known, 1, true);
-        if survey(&disk.tree()).is_on_probation(Some(&release)) {
+        if found.is_on_probation(Some(&release)) {
             self.confirm(&disk, &known, &release);
         }
-        let told = Plan::acknowledge(&survey(&disk.tree()));
+        let told = Plan::acknowledge(&found);
         let mut after = disk.clone();
         self.plan(&mut after, "acknowledge", told, &known);
         self.done(&after, &known);
         if on_probation {
-            let good = survey(&disk.tree()).last_good.unwrap();
+            let good = found.last_good.unwrap();
             let mut known = known.clone();
             for op in wrapper::give_up(&disk.tree(), &release, &good) {
                 self.effect(&mut disk, "wrapper", &op, &[], &known);
