@@ -18,6 +18,6 @@ fn names() -> impl Iterator<Item = Name> {
 
 #[divan::bench(args = names())]
 fn path(bencher: Bencher<'_, '_>, name: Name) {
-    let mut path = name.find::<Fast>();
-    bencher.with_inputs(|| path()).bench_local_values(|work| work());
+    let path = name.find::<Fast>();
+    bencher.with_inputs(path).bench_local_values(|work| work());
 }
