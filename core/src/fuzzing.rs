@@ -56,9 +56,13 @@ pub fn handshake(data: &[u8]) {
     }
 }
 
-/// What parses as a message is of the type it says.
+/// What parses as a message is of the type it says, whichever way it was read.
 pub fn message(data: &[u8]) {
-    let Ok(message) = Message::parse(data) else { return };
+    let parsed = Message::parse(data);
+    if let Ok(text) = core::str::from_utf8(data) {
+        assert_eq!(parsed, Message::parse_any(text), "the quick way is only quicker");
+    }
+    let Ok(message) = parsed else { return };
     let value: Value = serde_json::from_slice(data).unwrap_or_default();
     // Of a member that stands twice, JSON parsers take the last one; a message with two types is refused.
     assert_eq!(value["type"], message.kind());

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::handshake::Caller;
 use super::integrity;
-use super::streams::{StreamTarget, quick_datum};
+use super::streams::StreamTarget;
 use crate::crypto::{Crypto, Drbg};
 use crate::eval::verdict::{
     MAX_EVENT_LOOP_P99_NS, MIN_CPU_TIME_RATIO, MIN_MEMORY_BYTES, MIN_THROTTLE_RATIO, MIN_WINDOW_RPS,
@@ -485,14 +485,6 @@ impl<C: Crypto> Orchestrator<C> {
             Ok((kind, plaintext)) => {
                 if self.terms.tells_plaintexts && kind == FrameType::Data {
                     self.outputs.push_back(Output::Event(Event::Plaintext(plaintext.to_vec())));
-                }
-                if kind == FrameType::Data {
-                    if let Some((stream_id, data)) = quick_datum(plaintext) {
-                        if self.streams.contains(&*stream_id) {
-                            let stream_id = stream_id.into_owned();
-                            return self.event(Event::StreamData { stream_id, data });
-                        }
-                    }
                 }
                 Ok((kind, Message::parse(plaintext)))
             }

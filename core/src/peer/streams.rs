@@ -1,10 +1,9 @@
-//! The server's half of streams (protocol.md section 9): what it asks for, and what it reads most.
+//! The server's half of streams (protocol.md section 9): what it asks for.
 
-use alloc::borrow::Cow;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::wire::base64;
 
@@ -73,30 +72,9 @@ impl StreamTarget {
     }
 }
 
-/// The name and the bytes of a `stream_data` as a node writes it, read in one go: most of what a busy node sends is of
-/// this kind. `None` for everything else, which is then read as any message.
-pub(super) fn quick_datum(plaintext: &[u8]) -> Option<(Cow<'_, str>, Vec<u8>)> {
-    #[derive(Deserialize)]
-    struct Datum<'a> {
-        #[serde(rename = "timestamp")]
-        _timestamp: f64,
-        #[serde(borrow)]
-        stream_id: Cow<'a, str>,
-        #[serde(borrow)]
-        data: Cow<'a, str>,
-    }
-    if !plaintext.starts_with(b"{\"type\":\"stream_data\",") {
-        return None;
-    }
-    let datum: Datum<'_> = serde_json::from_slice(plaintext).ok()?;
-    let mut data = Vec::new();
-    base64::decode_into(&datum.data, &mut data).then_some((datum.stream_id, data))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::message::stream_data;
 
     #[test]
     fn targets_stand_on_the_wire_as_the_deployed_server_writes_them() {
@@ -122,22 +100,6 @@ mod tests {
             ),
         ] {
             assert_eq!(target.encode(), expected);
-        }
-    }
-
-    #[test]
-    fn a_datum_is_read_in_one_go_and_anything_else_is_left() {
-        let plaintext = stream_data(7, "s\"1", b"\xff\x00");
-        let (stream_id, data) = quick_datum(plaintext.plaintext()).unwrap();
-        assert_eq!((&*stream_id, &data[..]), ("s\"1", &b"\xff\x00"[..]));
-        for other in [
-            r#"{"timestamp":1,"type":"stream_data","stream_id":"s","data":""}"#,
-            r#"{"type":"stream_data","timestamp":1,"stream_id":"s","data":"?"}"#,
-            r#"{"type":"stream_data","stream_id":"s","data":""}"#,
-            r#"{"type":"stream_data","timestamp":1,"stream_id":"s","data":""}x"#,
-            "",
-        ] {
-            assert_eq!(quick_datum(other.as_bytes()), None, "{other}");
         }
     }
 }
