@@ -26,6 +26,7 @@ use consensus_core::state::Registration;
 use consensus_core::time::Now;
 use consensus_core::tunnel::Mode;
 use consensus_core::tunnel::session::Session;
+use consensus_core::update::Settings;
 use consensus_core::wire::frame::{FrameBuf, FrameType};
 use consensus_core::wire::message::{BodyEncoding, Message, ProxyRequest, Ready, StreamOpen, stream_data};
 use consensus_core::wire::mux::{MuxKind, head};
@@ -334,6 +335,7 @@ impl<C: Crypto + Default + 'static> Tunnel<C> {
             limits: Limits::default(),
             allow_private_targets: false,
             spent_before: Before::Never,
+            updates: Settings::default(),
         };
         let mut node = Node::new(config, crypto.clone(), [4; 32], NOW);
         node.handle_input(NOW, Input::Tick);
