@@ -1,5 +1,5 @@
 //! Updates that the network directs: the core's effects carried out with [`download`](crate::download),
-//! [`install`](crate::install) and the operator's own command. All of it blocks.
+//! [`install`] and the operator's own command. All of it blocks.
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;

@@ -8,6 +8,7 @@ pub mod admission;
 pub mod background;
 pub mod backlog;
 pub mod binaries;
+pub mod chaos;
 pub mod client;
 pub mod conn;
 pub mod data_plane;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use argh::{EarlyExit, FromArgs};
 use consensus_testbed::admission::{self, Admission};
+use consensus_testbed::chaos::{self, Chaos};
 use consensus_testbed::data_plane::command::{self as request, RequestCommand};
 use consensus_testbed::demo::{self, Demo};
 use consensus_testbed::floor::{self, Floor};
@@ -25,6 +26,7 @@ struct Arguments {
 #[argh(subcommand)]
 enum Command {
     Serve(Box<Options>),
+    Chaos(Chaos),
     Demo(Demo),
     Floor(Floor),
     Footprint(Footprint),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
     };
     let passed = match arguments.command {
         Command::Serve(options) => serve(*options),
+        Command::Chaos(chaos) => chaos::run(&chaos),
         Command::Demo(demo) => demo::run(&demo),
         Command::Floor(floor) => floor::run(&floor),
         Command::Footprint(footprint) => footprint::run(&footprint),

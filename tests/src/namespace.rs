@@ -1,6 +1,7 @@
-//! A network for one test alone: every address there is belongs to this machine, and nothing leaves it.
+//! A network for one test alone, where every address there is belongs to this machine and nothing leaves it; and a
+//! small disk for one program.
 //!
-//! The test's program is run again in network and mount namespaces of its own. There the whole address space is
+//! The program is run again in namespaces of its own. For a test the whole address space is
 //! routed to the loopback device, so that a listener at `[::]` gets every connection to any address, public or
 //! private, and names are resolved by whoever listens at UDP port 53 of 127.0.0.1.
 
@@ -16,8 +17,11 @@ use crate::process::Home;
 /// Where the names of such a network are resolved.
 pub const RESOLVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 53);
 
-/// Set for the program that runs inside.
+/// Set for the program that runs inside such a network.
 const INSIDE: &str = "CONSENSUS_TESTBED_NAMESPACE";
+
+/// Set for the program that has such a disk.
+const ON_DISK: &str = "CONSENSUS_TESTBED_DISK";
 
 /// What makes the network, with the folder of its files as the first argument and then the program to run. A local
 /// route takes what is sent to an address in, as if it were the machine's own.
@@ -93,4 +97,45 @@ fn inside(files: &Path, program: &OsStr) -> Command {
     command.args(["--map-root-user", "--net", "--mount", "--", "sh", "-c", SETUP, "sh"]);
     command.arg(files).arg(program);
     command
+}
+
+/// Where this program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inside {
+    /// In a mount namespace whose folder of temporary files is a small disk.
+    Here,
+    /// Outside: it was run again inside, with the same arguments, to its end. Whether that went well.
+    Done(bool),
+}
+
+/// Mounts the disk of the size and at the folder that the first two arguments name, and runs the others.
+const DISK: &str = r#"
+set -e
+mount -t tmpfs -o "size=$1" none "$2"
+shift 2
+exec "$@"
+"#;
+
+/// Sees to it that this program runs where temporary files are on a disk of so many bytes.
+///
+/// # Errors
+/// The system does not allow a namespace.
+pub fn on_small_disk(bytes: u64) -> io::Result<Inside> {
+    if std::env::var_os(ON_DISK).is_some() {
+        return Ok(Inside::Here);
+    }
+    let home = Home::new()?;
+    let disk = |program: &OsStr| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "--", "sh", "-c", DISK, "sh"]);
+        command.arg(bytes.to_string()).arg(home.root()).arg(program);
+        command
+    };
+    let output = disk(OsStr::new("true")).stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    let mut command = disk(std::env::current_exe()?.as_os_str());
+    command.args(std::env::args_os().skip(1)).env(ON_DISK, "1").env("TMPDIR", home.root());
+    Ok(Inside::Done(command.status()?.success()))
 }

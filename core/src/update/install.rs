@@ -2,7 +2,7 @@
 //! any two of them there is exactly one release that starts (`records` has the layout).
 //!
 //! A [`Plan`] is made from a [`Survey`] of the directory. Its owner holds the directory's lock, carries out
-//! [`Plan::next`] until there is none, and tells [`Plan::unpacked`] what the artifact was, or [`Plan::failed`].
+//! [`Plan::next_op`] until there is none, and tells [`Plan::unpacked`] what the artifact was, or [`Plan::failed`].
 //! The other writer of the directory is the wrapper, `scripts/run-node.sh`; it needs nothing of a new release. A model test
 //! (`core/tests/install_model`) goes through every state that the two can reach with a crash after any effect.
 

@@ -1,6 +1,6 @@
 //! Updates: how a node comes to another release, and back if that does not work (protocol.md section 9).
 //!
-//! [`directed`] is what the network has a node do. The files are the shell's: it downloads, looks into the archive and
+//! `directed` is what the network has a node do. The files are the shell's: it downloads, looks into the archive and
 //! installs, each as an [`Effect`](crate::io::Effect) that the machine asks for.
 
 pub(crate) mod directed;

@@ -73,7 +73,7 @@ impl fmt::Display for BuildError {
 
 impl std::error::Error for BuildError {}
 
-/// The bytes of the tarball: the program `binary`, what is [taken](TAKEN) of the folder `scripts` (which need not exist),
+/// The bytes of the tarball: the program `binary`, what is taken of the folder `scripts` (which need not exist),
 /// and of `manifest` what is known before packing.
 ///
 /// # Errors
