@@ -236,13 +236,14 @@ impl Site {
         id.ok_or_else(|| String::from("the node has no session to prepare on"))
     }
 
-    /// What the node answered to a request.
+    /// What the node answered to a request of update messages; of an apply that was acknowledged and then failed, that.
     fn answer(&self, id: &str) -> Option<Value> {
         let records = self.network.orchestrator.journal().since(self.begun);
-        records.into_iter().find_map(|(_, record)| match record {
+        let answers = records.into_iter().filter_map(|(_, record)| match record {
             Record::Message { message, .. } if message["reply_to"] == id => Some(message),
             _ => None,
-        })
+        });
+        answers.last()
     }
 
     fn count(&self, mark: usize, wanted: fn(&Record) -> bool) -> usize {
