@@ -580,6 +580,19 @@ mod tests {
     }
 
     #[test]
+    fn install_takes_an_artifact_and_options_or_nothing() {
+        let invocation = of(&["install", "--retention=2", "a.tgz", "--allow-older"]).unwrap();
+        assert_eq!(invocation.command, Name::Install);
+        let options: Vec<_> = invocation.options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(options, [("--allow-older", "true"), ("--retention", "2"), ("ARTIFACT", "a.tgz")]);
+        assert!(of(&["install"]).unwrap().options.is_empty());
+        assert!(usage_of(&["install", "a.tgz", "b.tgz"]).contains("b.tgz"));
+        let text = help_of(&["install", "--help"]);
+        assert!(text.contains("CONSENSUS_NODE_ARTIFACT_PATH") && text.contains("--sha256 HEX"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+    }
+
+    #[test]
     fn a_pem_is_a_value_though_it_begins_like_an_option_and_has_an_equals_sign() {
         let pem = "-----BEGIN PUBLIC KEY-----\nMCow=\n-----END PUBLIC KEY-----\n";
         for words in [&["eval", "--server-key", pem][..], &["eval", &format!("--server-key={pem}")]] {

@@ -480,3 +480,31 @@ fn read_up_to(path: &Path, most: u64) -> Result<Option<Vec<u8>>, InstallError> {
         Err(error) => Err(InstallError::File(path.to_path_buf(), "cannot be read", error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_dir::tests::Scratch;
+
+    #[test]
+    fn an_installed_program_knows_its_release_and_one_from_elsewhere_does_not() {
+        let scratch = Scratch::new();
+        let release = scratch.path().join("releases/1.2.3-5-6");
+        let program = release.join(PROGRAM);
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        assert_eq!(manifest_of(&program), None);
+        let mut manifest = Manifest::of_this_release("1.2.3", "abc", "linux-x64");
+        fs::write(release.join(MANIFEST), consensus_core::state::emit_manifest(&manifest)).unwrap();
+        assert_eq!(manifest_of(&program), None, "without a record the hash is not known");
+        let version = "1.2.3".parse().unwrap();
+        let record = Record { version, sha256: [0xab; 32], update_id: None, probation: 1 };
+        fs::write(release.join(RECORD), record.emit()).unwrap();
+        manifest.tarball_sha256 = Some(format!("sha256:{}", "ab".repeat(32)));
+        assert_eq!(manifest_of(&program), Some(manifest));
+        assert_eq!(manifest_of(&release.join("bin/other")), None);
+        assert_eq!(manifest_of(&release.join("scripts/x/../../bin/consensus-node")), None);
+        fs::write(release.join(MANIFEST), "{").unwrap();
+        assert_eq!(manifest_of(&program), None);
+        assert_eq!(own_manifest(), None);
+    }
+}

@@ -162,7 +162,7 @@ fn the_first_release_comes_by_the_script_and_is_then_the_required_one(shell: She
     let next = orchestrator.publish_release(release::manifest("0.4.0"), idle("0.4.0"));
     orchestrator.require(next);
     let exit = world.run(&program, &["update", "--download"], &[]);
-    assert_ended(&exit, 0, "downloaded and verified");
+    assert_ended(&exit, 0, &format!(".tgz --version 0.4.0 --sha256 {}", sha256(&idle("0.4.0"))));
     let artifact = exit.stdout.lines().last().unwrap().to_string();
     let env = [("CONSENSUS_NODE_ARTIFACT_PATH", artifact.as_str()), ("CONSENSUS_NODE_INSTALL_DIR", dir)];
     assert_ended(&world.script(&[], &env), 0, "release 0.4.0 is installed");
