@@ -22,7 +22,7 @@ use self::read::{
     read_address, read_email, read_number, read_path, read_server_key, read_text, read_token, read_url,
 };
 pub use self::release::{Bumping, Making, Release};
-pub use self::updating::Updating;
+pub use self::updating::{Installing, Updating};
 use crate::log::Format;
 
 mod read;

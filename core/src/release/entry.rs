@@ -8,7 +8,7 @@ use alloc::string::{String, ToString as _};
 use core::fmt;
 
 use super::gunzip::GzipError;
-use super::manifest::{ARTIFACT, Manifest, PRODUCT};
+use super::manifest::{ARTIFACT, IMPLEMENTATION, Manifest, PRODUCT};
 use super::version::{Version, VersionError};
 use crate::text::printable;
 
@@ -317,8 +317,8 @@ fn plain_path(path: &[u8], is_folder: bool) -> Result<String, &'static str> {
     Ok(inside.to_string())
 }
 
-/// Reads the manifest of an archive and checks that it is of this product, this kind of artifact and `platform`, and
-/// of `version` where that is wanted. Gives the version with it.
+/// Reads the manifest of an archive and checks that it is of this product, this kind of artifact, this implementation
+/// and `platform`, and of `version` where that is wanted. Gives the version with it.
 ///
 /// # Errors
 /// It is not, or cannot be read.
@@ -328,9 +328,12 @@ pub fn check_manifest(
     version: Option<&Version>,
 ) -> Result<(Manifest, Version), Refused> {
     let manifest = crate::state::parse_manifest(data).map_err(|why| Refused::Manifest(why.to_string()))?;
+    // One that says nothing of it is not of another.
+    let implementation = manifest.implementation.as_deref().unwrap_or(IMPLEMENTATION);
     let members = [
-        ("product", PRODUCT, &manifest.product),
+        ("product", PRODUCT, manifest.product.as_str()),
         ("artifact", ARTIFACT, &manifest.artifact),
+        ("implementation", IMPLEMENTATION, implementation),
         ("platform", platform, &manifest.platform),
     ];
     for (name, wanted, found) in members {
@@ -511,6 +514,7 @@ mod tests {
         for (manifest, version, name) in [
             (Manifest { product: "x".into(), ..ours.clone() }, None, "product"),
             (Manifest { artifact: "source".into(), ..ours.clone() }, None, "artifact"),
+            (Manifest { implementation: Some("bun".into()), ..ours.clone() }, None, "implementation"),
             (Manifest { platform: "linux-arm".into(), ..ours.clone() }, None, "platform"),
             (ours.clone(), Some("1.2.4"), "version"),
             (ours.clone(), Some("1.2.3+other"), "version"),

@@ -1,7 +1,8 @@
-//! The command line, the same for both shells: `eval register control start run verify update release bench
-//! version`.
+//! The command line, the same for both shells: `eval register control start run verify update install release
+//! bench version`.
 
 mod bench;
+mod install;
 mod node;
 mod options;
 mod register;
@@ -97,6 +98,7 @@ fn dispatch<R: Runtime>(
     let text = match invocation.command {
         Name::Version => Some(version::text::<R>(&sources)?),
         Name::Bump => Some(version::bump(&sources)?),
+        Name::Install => Some(install::run(&sources, surroundings)?),
         Name::Release => Some(release::run(&sources)?),
         _ => None,
     };
@@ -118,7 +120,9 @@ fn dispatch<R: Runtime>(
         Name::Register => register::run(runtime, &sources, &setup),
         Name::Bench => bench::run(runtime, &sources, &setup, surroundings.stdout, surroundings.colors),
         Name::Update => update::run(runtime, &sources, &setup, surroundings),
-        Name::Verify | Name::Version | Name::Bump | Name::Release => verify::run(runtime, &sources, &setup),
+        Name::Verify | Name::Version | Name::Bump | Name::Install | Name::Release => {
+            verify::run(runtime, &sources, &setup)
+        }
     };
     match result {
         Err(Failure::Finish(finish)) => Ok(setup.finish(&finish)),

@@ -1,7 +1,6 @@
 //! The commands that run a node: `eval`, `control`, `start`, `run`.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use consensus_core::data_plane::replay::Before;
 use consensus_core::data_plane::ticket::CLOCK_TOLERANCE;
@@ -22,10 +21,6 @@ use crate::settings::{Serving, Sources, Tunnel, Updating, authority};
 use crate::state_dir::{Lock, StateDir};
 use crate::system;
 use crate::updates::Updates;
-
-/// How long a release that the network directed has to reconnect: a few attempts of the schedule, each of which may
-/// take its whole time.
-const PROBATION: Duration = Duration::from_secs(180);
 
 /// What a node is to do.
 struct Plan {
@@ -113,7 +108,12 @@ fn updates(sources: &Sources<'_>, allow_private: bool) -> Result<Updates, Failur
     let Updating { install_dir, retention, command } = sources.updating()?;
     let server = sources.network().ok().and_then(|network| Target::parse(network.server.base()).ok());
     Ok(Updates {
-        install: install::Settings { install_dir, retention, probation: PROBATION, allow_older: false },
+        install: install::Settings {
+            install_dir,
+            retention,
+            probation: install::PROBATION,
+            allow_older: false,
+        },
         command,
         keys: sources.release_keys()?,
         server,

@@ -30,6 +30,7 @@ pub(super) enum Name {
     Run,
     Verify,
     Update,
+    Install,
     Release,
     Bench,
     Version,
@@ -254,6 +255,59 @@ subcommand! {
     }
 }
 
+// By hand: it is the one with an argument.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "install",
+    description = "Put a release in place: check the tarball, unpack it into the install directory, and have the next \
+        start be of it. The release that runs stays until then, and comes back if the new one does not reconnect. Ends \
+        with code 4 where the release is not taken; nothing is changed then. What is not given is taken from the \
+        environment.",
+    example = "{command_name} consensus-node-1.2.3-linux-x64.tgz --sha256 HEX",
+    help_triggers("-h", "--help")
+)]
+struct Install {
+    /// the release's tarball (CONSENSUS_NODE_ARTIFACT_PATH)
+    #[argh(positional, arg_name = "artifact")]
+    artifact: Option<String>,
+    /// the version that its manifest has to say (CONSENSUS_NODE_TARGET_VERSION; default: any)
+    #[argh(option, arg_name = "VERSION")]
+    version: Option<String>,
+    /// what the tarball hashes to (default: not checked)
+    #[argh(option, arg_name = "HEX")]
+    sha256: Option<String>,
+    /// where releases are installed (CONSENSUS_NODE_INSTALL_DIR; default ~/.consensus/node-runtime)
+    #[argh(option, arg_name = "DIR")]
+    install_dir: Option<String>,
+    /// how many releases are kept, 2 to 100 (CONSENSUS_NODE_RELEASE_RETENTION; default 3)
+    #[argh(option, arg_name = "N")]
+    retention: Option<String>,
+    /// how long the new release has to reconnect, 1 to 86400 (CONSENSUS_NODE_PROBATION; default 180)
+    #[argh(option, arg_name = "SECONDS")]
+    probation: Option<String>,
+    /// take it also where it is older than the newest that ran here
+    #[argh(switch)]
+    allow_older: bool,
+}
+
+impl Install {
+    fn into_invocation(self) -> Invocation {
+        let allow_older = self.allow_older.then(|| "true".to_string());
+        let options = [
+            ("ARTIFACT", self.artifact),
+            ("--version", self.version),
+            ("--sha256", self.sha256),
+            ("--install-dir", self.install_dir),
+            ("--retention", self.retention),
+            ("--probation", self.probation),
+            ("--allow-older", allow_older),
+        ];
+        let given = |(name, value): (&str, Option<String>)| value.map(|value| (name.to_string(), value));
+        Invocation { command: Name::Install, options: options.into_iter().filter_map(given).collect() }
+    }
+}
+
 // By hand: it is the one with a subcommand of its own.
 #[derive(FromArgs, Debug)]
 #[argh(
@@ -324,7 +378,7 @@ impl Version {
     error_code(0, "all that was asked was done"),
     error_code(2, "wrong usage: an option or a variable"),
     error_code(3, "not registered, or not evaluated"),
-    error_code(4, "refused by the network, or by the one-node-a-machine rule"),
+    error_code(4, "refused by the network, by the one-node-a-machine rule, or a release that is not taken"),
     error_code(5, "the network wants a payment first"),
     error_code(6, "the network requires another release"),
     error_code(69, "the network cannot be reached"),
@@ -346,6 +400,7 @@ enum Subcommand {
     Run(Run),
     Verify(Verify),
     Update(Update),
+    Install(Install),
     Release(Release),
     Bench(Bench),
     Version(Version),
@@ -389,6 +444,7 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
             Subcommand::Run(options) => options.into_invocation(),
             Subcommand::Verify(options) => options.into_invocation(),
             Subcommand::Update(options) => options.into_invocation(),
+            Subcommand::Install(options) => options.into_invocation(),
             Subcommand::Release(options) => options.into_invocation(),
             Subcommand::Bench(options) => options.into_invocation(),
             Subcommand::Version(options) => options.into_invocation(),
@@ -445,8 +501,10 @@ fn wrap(text: &str) -> String {
 
 /// argh's message in one line, with where to read more.
 fn usage_line(program: &str, words: &[&str], output: &str) -> String {
-    let commands =
-        ["eval", "register", "control", "start", "run", "verify", "update", "release", "bench", "version"];
+    let commands = [
+        "eval", "register", "control", "start", "run", "verify", "update", "install", "release", "bench",
+        "version",
+    ];
     let command = words.first().filter(|word| commands.contains(word));
     let help =
         command.map_or_else(|| format!("{program} --help"), |command| format!("{program} {command} --help"));
@@ -519,6 +577,19 @@ mod tests {
         assert_eq!((&*bump.options["version bump"], &*bump.options["--workspace"]), ("minor", "w"));
         assert!(usage_of(&["version", "bump"]).contains("what"));
         assert!(help_of(&["version", "bump", "--help"]).contains("minor"));
+    }
+
+    #[test]
+    fn install_takes_an_artifact_and_options_or_nothing() {
+        let invocation = of(&["install", "--retention=2", "a.tgz", "--allow-older"]).unwrap();
+        assert_eq!(invocation.command, Name::Install);
+        let options: Vec<_> = invocation.options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(options, [("--allow-older", "true"), ("--retention", "2"), ("ARTIFACT", "a.tgz")]);
+        assert!(of(&["install"]).unwrap().options.is_empty());
+        assert!(usage_of(&["install", "a.tgz", "b.tgz"]).contains("b.tgz"));
+        let text = help_of(&["install", "--help"]);
+        assert!(text.contains("CONSENSUS_NODE_ARTIFACT_PATH") && text.contains("--sha256 HEX"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
     }
 
     #[test]

@@ -85,23 +85,23 @@ pub(super) fn run<R: Runtime>(
     let fetched = fetch(&request, &setup.log, surroundings);
     let fetched = fetched.map_err(|error| Failure::new(error.outcome(), error.to_string()))?;
     super::print(surroundings.stdout, &format!("{}\n", fetched.path.display()));
-    Ok(setup.finish(&done(told(&name, &fetched))))
+    Ok(setup.finish(&done(told(R::PROGRAM, &name, &fetched))))
 }
 
 fn done(message: String) -> Finish {
     Finish { outcome: Outcome::Done, message }
 }
 
-fn told(name: &str, fetched: &Downloaded) -> String {
+fn told(program: &str, name: &str, fetched: &Downloaded) -> String {
     let already = match fetched.resumed_from {
         0 => String::new(),
         all if all == fetched.size => ", it was there already".to_string(),
         part => format!(", {} of it were there already", bytes(part)),
     };
     format!(
-        "release {name} is downloaded and verified: {} ({}{already}; sha256:{})",
-        fetched.path.display(),
+        "release {name} is downloaded and verified ({}{already}); next: {program} install {} --version {name} --sha256 {}",
         bytes(fetched.size),
+        fetched.path.display(),
         hex::encode(&fetched.sha256)
     )
 }

@@ -4,6 +4,7 @@ use consensus_core::release::manifest::{ARTIFACT, IMPLEMENTATION, Manifest, PROD
 use serde_json::json;
 
 use super::Failure;
+use crate::install;
 use crate::release::workspace::{self, BumpError};
 use crate::runtime_api::Runtime;
 use crate::settings::{Sources, UsageError};
@@ -13,12 +14,16 @@ use crate::system;
 /// The version of the protocol: protocol.md.
 const PROTOCOL: u32 = 1;
 
-/// The manifest of the release that runs. What is said in the environment goes before the state directory's
-/// `release-manifest.json`, and that before what the build knows.
+/// The manifest of the release that runs. What is said in the environment goes before what was installed, that before
+/// the state directory's `release-manifest.json`, and that before what the build knows.
 pub(super) fn manifest(sources: &Sources<'_>, state_dir: &StateDir) -> Result<Manifest, Failure> {
     // A file left by the network's other implementation speaks of a program that does not run any more.
     let own = |manifest: &Manifest| manifest.implementation.as_deref() == Some(IMPLEMENTATION);
-    let mut manifest = state_dir.release_manifest()?.filter(own).unwrap_or_else(|| {
+    let found = match install::own_manifest() {
+        Some(manifest) => Some(manifest),
+        None => state_dir.release_manifest()?.filter(own),
+    };
+    let mut manifest = found.unwrap_or_else(|| {
         let commit = build_commit().unwrap_or_else(|| "unknown".to_string());
         Manifest::of_this_release(env!("CARGO_PKG_VERSION"), &commit, &system::platform())
     });

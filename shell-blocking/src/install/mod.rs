@@ -12,12 +12,13 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use consensus_core::release::entry::{Refused, WRAPPER};
+use consensus_core::release::entry::{MANIFEST, MAX_MANIFEST, PROGRAM, RECORD, Refused, WRAPPER};
 use consensus_core::release::manifest::Manifest;
 use consensus_core::release::version::Version;
+use consensus_core::state::parse_manifest;
 use consensus_core::update::install::{Failure, NotDone, Op, Order, Plan, Survey, Wrapper};
 use consensus_core::update::records::{
-    self, MAX_RECORD, RELEASES, RolledBack, id_of_target, parse_release_id,
+    self, MAX_RECORD, RELEASES, Record, RolledBack, id_of_target, parse_release_id,
 };
 use consensus_core::wire::hex;
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -34,6 +35,10 @@ const PLACED_WRAPPER: &str = "run-node.sh";
 
 /// Bytes of a wrapper.
 const MAX_WRAPPER: u64 = 1024 * 1024;
+
+/// How long a release has to reconnect, unless it is said otherwise: a few attempts of the schedule, each of which may
+/// take its whole time.
+pub const PROBATION: Duration = Duration::from_secs(180);
 
 /// Where and how releases are installed.
 #[derive(Clone, Debug)]
@@ -160,13 +165,13 @@ impl Trouble {
 /// Nothing is changed then but that failed releases are remembered, and nothing half-made is left.
 pub fn install(settings: &Settings, request: &Request<'_>) -> Result<Installed, InstallError> {
     let dir = &settings.install_dir;
-    let lock = lock(dir)?;
     let mut artifact = Artifact::open(request.artifact).map_err(|error| error.with(request.artifact))?;
     let sha256 = artifact.hash().map_err(|error| error.with(request.artifact))?;
     if let Some(wanted) = request.sha256.filter(|wanted| *wanted != sha256) {
         let refused = Refused::Hash { wanted: hex::encode(&wanted), found: hex::encode(&sha256) };
         return Err(InstallError::Artifact(request.artifact.to_path_buf(), refused));
     }
+    let lock = lock(dir)?;
     let survey = survey(dir)?;
     let order = Order {
         version: request.version.clone(),
@@ -249,6 +254,26 @@ pub fn acknowledge_rollback(settings: &Settings) -> Result<(), InstallError> {
     let _lock = lock(dir)?;
     let mut plan = Plan::acknowledge(&survey(dir)?);
     carry_out(dir, &mut plan, |_, _| Ok(())).map(|_| ())
+}
+
+/// The manifest of the installed release that this process is of, with the hash of its artifact. `None` where it is of
+/// none, or its files cannot be read. It is in the release's own folder, so that after a rollback it is the right one.
+#[must_use]
+pub fn own_manifest() -> Option<Manifest> {
+    manifest_of(&std::env::current_exe().and_then(fs::canonicalize).ok()?)
+}
+
+fn manifest_of(program: &Path) -> Option<Manifest> {
+    let release = program.parent()?.parent()?;
+    parse_release_id(release.file_name()?.to_str()?)?;
+    if release.join(PROGRAM) != program {
+        return None;
+    }
+    let read = |name, most| read_up_to(&release.join(name), most).ok().flatten();
+    let mut manifest = parse_manifest(&read(MANIFEST, MAX_MANIFEST)?).ok()?;
+    let record = Record::parse(&read(RECORD, MAX_RECORD as u64)?).ok()?;
+    manifest.tarball_sha256 = Some(format!("sha256:{}", hex::encode(&record.sha256)));
+    Some(manifest)
 }
 
 /// The name of the release in `dir` that this process is of.
@@ -434,19 +459,52 @@ fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
     if data.len() as u64 > MAX_WRAPPER { Err(io::Error::other("too large")) } else { Ok(data) }
 }
 
-/// A small file's content; `None` where there is none.
+/// A record's content; `None` where there is none.
 fn read_small(path: &Path) -> Result<Option<Vec<u8>>, InstallError> {
+    read_up_to(path, MAX_RECORD as u64)
+}
+
+/// A file's content, and one byte more than it may have: what is longer is found damaged by who reads it. `None` where
+/// there is no file.
+fn read_up_to(path: &Path, most: u64) -> Result<Option<Vec<u8>>, InstallError> {
     let nonblocking = OFlags::NONBLOCK.bits() as i32;
     let mut data = Vec::new();
-    // One byte more than may be: what is longer is found damaged by who reads it.
     let read = OpenOptions::new()
         .read(true)
         .custom_flags(nonblocking)
         .open(path)
-        .and_then(|file| file.take(MAX_RECORD as u64 + 1).read_to_end(&mut data));
+        .and_then(|file| file.take(most + 1).read_to_end(&mut data));
     match read {
         Ok(_) => Ok(Some(data)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(InstallError::File(path.to_path_buf(), "cannot be read", error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_dir::tests::Scratch;
+
+    #[test]
+    fn an_installed_program_knows_its_release_and_one_from_elsewhere_does_not() {
+        let scratch = Scratch::new();
+        let release = scratch.path().join("releases/1.2.3-5-6");
+        let program = release.join(PROGRAM);
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        assert_eq!(manifest_of(&program), None);
+        let mut manifest = Manifest::of_this_release("1.2.3", "abc", "linux-x64");
+        fs::write(release.join(MANIFEST), consensus_core::state::emit_manifest(&manifest)).unwrap();
+        assert_eq!(manifest_of(&program), None, "without a record the hash is not known");
+        let version = "1.2.3".parse().unwrap();
+        let record = Record { version, sha256: [0xab; 32], update_id: None, probation: 1 };
+        fs::write(release.join(RECORD), record.emit()).unwrap();
+        manifest.tarball_sha256 = Some(format!("sha256:{}", "ab".repeat(32)));
+        assert_eq!(manifest_of(&program), Some(manifest));
+        assert_eq!(manifest_of(&release.join("bin/other")), None);
+        assert_eq!(manifest_of(&release.join("scripts/x/../../bin/consensus-node")), None);
+        fs::write(release.join(MANIFEST), "{").unwrap();
+        assert_eq!(manifest_of(&program), None);
+        assert_eq!(own_manifest(), None);
     }
 }

@@ -239,11 +239,10 @@ impl Site {
     /// What the node answered to a request of update messages; of an apply that was acknowledged and then failed, that.
     fn answer(&self, id: &str) -> Option<Value> {
         let records = self.network.orchestrator.journal().since(self.begun);
-        let answers = records.into_iter().filter_map(|(_, record)| match record {
+        records.into_iter().rev().find_map(|(_, record)| match record {
             Record::Message { message, .. } if message["reply_to"] == id => Some(message),
             _ => None,
-        });
-        answers.last()
+        })
     }
 
     fn count(&self, mark: usize, wanted: fn(&Record) -> bool) -> usize {

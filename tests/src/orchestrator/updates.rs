@@ -35,6 +35,11 @@ impl Orchestrator {
         manifest
     }
 
+    /// Has the network require a release of its nodes.
+    pub fn require(&self, manifest: Manifest) {
+        self.shared.state().required = Some(manifest);
+    }
+
     /// Has a node prepare a release. Gives the request's `id`, which the answer repeats; `None` when the node has no
     /// control session.
     pub fn prepare_update(&self, node_id: &str, update_id: &str, manifest: Manifest) -> Option<String> {
