@@ -23,6 +23,8 @@ rustc=$(rustc --version | cut -d' ' -f2)
 built_for=$(rustc -vV | sed -n 's/^host: //p')
 program=$(cargo bench -p shell-blocking --bench instructions --no-run --message-format json |
     sed -n 's/.*"name":"instructions".*"executable":"\([^"]*\)".*/\1/p')
+# Asked for here, where a program that is not there ends the script: nothing counted is not nothing grown.
+paths=$("$program" list)
 
 counted() { # counted PATH TIMES
     local said
@@ -65,7 +67,7 @@ while read -r path; do
         "$(awk -v c="$change" 'BEGIN { printf "%+.1f", c / 10 }')"
     [ "$change" -le 30 ] || grown=true
     [ "$change" -ge -30 ] || fallen=true
-done < <("$program" list)
+done <<<"$paths"
 
 if $bless; then
     cp "$new" "$baseline"

@@ -316,8 +316,8 @@ struct Tunnel<C: Crypto> {
     frame: Vec<u8>,
     effect: Option<EffectId>,
     socket: Option<SocketId>,
-    /// Bytes for the target since that was last asked.
-    for_target: usize,
+    /// What the target was given last.
+    for_target: Vec<u8>,
 }
 
 impl<C: Crypto + Default + 'static> Tunnel<C> {
@@ -358,7 +358,8 @@ impl<C: Crypto + Default + 'static> Tunnel<C> {
         let accepted = handshake::accept(&crypto, None, &init, |_| Some(key), &mut rng, NOW)
             .expect("the node's handshake is right");
         let (frame, server) = (Vec::new(), accepted.session);
-        let mut tunnel = Self { node, server, link, frame, effect: None, socket: None, for_target: 0 };
+        let mut tunnel =
+            Self { node, server, link, frame, effect: None, socket: None, for_target: Vec::new() };
         tunnel.feed(Input::LinkBinary { link, data: accepted.message });
         let hello = tunnel.said();
         assert!(matches!(hello, Message::Hello(_)), "{hello:?}");
@@ -384,7 +385,7 @@ impl<C: Crypto + Default + 'static> Tunnel<C> {
                 }
                 Output::Perform { id, .. } => self.effect = Some(id),
                 Output::OpenSocket { socket, .. } => self.socket = Some(socket),
-                Output::SendSocket { data, .. } => self.for_target += data.len(),
+                Output::SendSocket { data, .. } => self.for_target = data,
                 Output::ReadSocket { .. } | Output::Event(_) => {}
                 other => panic!("not expected here: {other:?}"),
             }
@@ -478,13 +479,17 @@ impl<C: Crypto + Default + 'static> Tunnel<C> {
     }
 
     fn raw_to_target(mut self, size: usize) -> Path {
-        self.raw();
+        let socket = self.raw();
         let bytes = content(size);
-        self.for_target = size;
+        let data = self.sealed(stream_data(NOW.unix_seconds(), "r", &bytes));
+        self.feed(Input::LinkBinary { link: self.link, data });
+        assert_eq!(self.for_target, bytes);
+        self.for_target = Vec::new();
+        self.feed(Input::SocketSent { socket, bytes: size });
         self.told(
             move || stream_data(NOW.unix_seconds(), "r", &bytes),
             |tunnel| {
-                let bytes = std::mem::take(&mut tunnel.for_target);
+                let bytes = std::mem::take(&mut tunnel.for_target).len();
                 assert!(bytes > 0, "the target was given nothing");
                 let socket = tunnel.socket.expect("it is open");
                 tunnel.feed(Input::SocketSent { socket, bytes });
