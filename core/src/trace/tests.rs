@@ -26,7 +26,7 @@ fn config() -> Config {
     };
     Config {
         mode: Some(Mode::Control),
-        tunnel_url: "ws://network.example/node/tunnel?key=a-token-that-is-nobodys-business".to_string(),
+        tunnel_url: "ws://network.example/node/tunnel".to_string(),
         server_key: Some([2; 32]),
         identity_seed: IDENTITY.into(),
         candidate_id: Some(TOKEN.to_string()),
@@ -163,7 +163,7 @@ fn a_trace_without_secrets_has_none_and_is_shown_but_not_replayed() {
     let trace = recorded(false);
     let has = |needle: &[u8]| trace.windows(needle.len()).any(|part| part == needle);
     for secret in [&SEED[..], &IDENTITY, TOKEN.as_bytes()] {
-        assert!(!has(secret), "{}", std::string::String::from_utf8_lossy(secret));
+        assert!(!has(secret), "{}", String::from_utf8_lossy(secret));
     }
     assert!(has(b"node-1") && has(b"local request 0: GET, 32 bytes"));
     // The same with secrets has them: this test can fail.
