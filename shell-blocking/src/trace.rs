@@ -84,7 +84,15 @@ impl Machine for Traced {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use consensus_core::data_plane::replay::Before;
+    use consensus_core::limits::Limits;
+    use consensus_core::node::Config;
+    use consensus_core::release::manifest::Manifest;
+    use consensus_core::trace;
+    use consensus_core::update::Settings;
+
     use super::*;
+    use crate::log::Format;
     use crate::state_dir::StateDir;
 
     #[test]
@@ -96,5 +104,35 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(create(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_ends_the_trace_and_not_the_node() {
+        let config = Config {
+            mode: None,
+            tunnel_url: String::new(),
+            server_key: None,
+            identity_seed: [7; 32].into(),
+            candidate_id: None,
+            registration: None,
+            manifest: Manifest::of_this_release("0.1.0", "unknown", "linux-x64"),
+            limits: Limits::default(),
+            allow_private_targets: false,
+            spent_before: Before::Never,
+            updates: Settings::default(),
+        };
+        let (program, program_version) = ("test".to_owned(), "1".to_owned());
+        let settings = trace::Settings { program, program_version, secrets: true, limit: trace::MIN_LIMIT };
+        let now = crate::system::now();
+        let recorder = Recorder::new(settings, config, [9; 32], now);
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let log = Log::stderr(Some(Format::Json), Level::Error);
+        let mut traced = Traced::new(recorder, full, "/dev/full".into(), log);
+        assert!(traced.file.is_none());
+        traced.handle_input(now, Input::Tick);
+        assert_eq!(traced.poll_output(), Output::Wait(None));
+        traced.handle_input(now, Input::Stop);
+        let mut outputs = std::iter::from_fn(|| Some(traced.poll_output())).take(9);
+        assert!(outputs.any(|output| matches!(output, Output::Finish(_))));
     }
 }

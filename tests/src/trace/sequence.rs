@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consensus_core::io::{Audience, Effect, Fetch, Input, Output};
+use consensus_core::io::{Effect, Fetch, Input, Output};
 use consensus_core::text::printable;
 use consensus_core::trace::{Reader, Record, Replay, Step, about};
 
@@ -115,7 +115,9 @@ fn replayed(reader: Reader<'_>) -> (Vec<Entry>, Option<String>) {
             Err(error) => return (all, Some(error.to_string())),
         }
         let Some(last) = all.last() else { continue };
-        let (record, side) = (last.record, last.side);
+        // A job is about what a client said; all else that is sealed or opened is of the tunnel.
+        let (record, is_job) = (last.record, last.outward);
+        let side = if is_job { Side::Node } else { Side::Server };
         for seen in spy.take() {
             let (outward, verb, data) = match &seen {
                 Seen::Opened(data) => (false, "opened", data),
@@ -124,9 +126,9 @@ fn replayed(reader: Reader<'_>) -> (Vec<Entry>, Option<String>) {
             let text = format!("{verb}: {}", plain(data));
             all.push(Entry { record, at, side, outward, text, is_news: true });
         }
-        let now = format!("{:?}", replay.node());
+        let now = replay.node().state();
         if now != state {
-            let text = format!("state: {}", printable(&now));
+            let text = format!("state: {now}");
             state = now;
             all.push(Entry { record, at, side: Side::Node, outward: true, text, is_news: true });
         }
@@ -191,11 +193,11 @@ fn of_output(record: u64, at: Duration, output: &Output) -> Entry {
         Output::CloseLink { reason, .. } | Output::CloseLocal { reason, .. } => {
             text.push_str(&format!(": {}", printable(reason)));
         }
-        Output::OpenSocket { host, port, audience: Audience::Operator | Audience::Stranger, .. } => {
+        Output::OpenSocket { host, port, .. } => {
             text.push_str(&format!(": {} port {port}", printable(host)));
         }
         Output::Perform { effect: Effect::Fetch(Fetch { target, .. }), .. } => {
-            text.push_str(&format!(": {}", printable(&format!("{target:?}"))));
+            text.push_str(&format!(": {}", printable(&target.url())));
         }
         _ => {}
     }

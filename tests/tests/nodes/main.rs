@@ -18,6 +18,7 @@ mod settings;
 mod state;
 mod streams;
 mod tls;
+mod traces;
 mod transcripts;
 mod updates;
 mod upstreams;
