@@ -12,7 +12,7 @@ use consensus_testbed::footprint::{self, Footprint};
 use consensus_testbed::load::{self, Load};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::{Journal, Orchestrator};
-use consensus_testbed::trace::{self, ReplayCommand, ShowCommand};
+use consensus_testbed::trace::{self, CorpusCommand, ReplayCommand, ShowCommand};
 use consensus_testbed::tunnel::{self, TunnelCommand};
 
 /// A complete local Consensus network.
@@ -35,6 +35,7 @@ enum Command {
     Tunnel(TunnelCommand),
     Replay(ReplayCommand),
     Show(ShowCommand),
+    Corpus(CorpusCommand),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Command::Admission(admission) => admission::run(&admission),
         Command::Request(command) => return request::run(&command).into(),
         Command::Replay(command) => return trace::run_replay(&command),
+        Command::Corpus(command) => return trace::run_corpus(&command),
         Command::Show(command) => return trace::run_show(&command),
         Command::Tunnel(command) => tunnel::run(&command),
     };

@@ -1,5 +1,6 @@
 //! What a node did, from its trace: run again, or shown.
 
+mod corpus;
 mod sequence;
 mod spy;
 mod svg;
@@ -15,6 +16,7 @@ use consensus_core::io::Output;
 use consensus_core::text::printable;
 use consensus_core::trace::{Difference, Header, Reader, Replay, Step, about};
 
+pub use self::corpus::{CorpusCommand, run_corpus, seeds};
 pub use self::sequence::{Entry, Side, entries};
 pub use self::svg::drawing;
 

@@ -55,6 +55,11 @@ fn the_trace_of_an_evaluation_and_of_a_service_runs_again_to_the_same_outputs(sh
     let whole = service(&lab, "control.trace", &["--trace-secrets"]);
     let text = trace::replay(&whole).unwrap();
     assert!(text.contains("the node came to its end"), "{text}");
+    // What came over the wire is a seed for each fuzz target of the wire.
+    let seeds = trace::seeds(&whole).unwrap();
+    for (target, least) in [("handshake", 2), ("frame", 6), ("message", 6)] {
+        assert!(seeds.iter().filter(|(name, _)| *name == target).count() >= least, "{target}");
+    }
     // What the messages said is shown.
     let (entries, error) = trace::entries(Reader::new(&whole).unwrap());
     assert_eq!(error, None);
