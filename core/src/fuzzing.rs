@@ -23,6 +23,7 @@ use crate::peer;
 use crate::release::manifest::Manifest;
 use crate::state::Registration;
 use crate::time::Now;
+use crate::trace::{self, Reader, Record, Replay, Step, TraceError, about};
 use crate::tunnel::Mode;
 use crate::tunnel::handshake::{Claims, Handshake};
 use crate::tunnel::session::Session;
@@ -87,6 +88,38 @@ pub fn canonical_json(data: &[u8]) {
     match serde_json::from_str::<Value>(&text) {
         Ok(again) => assert_eq!(canonical::to_canonical(&again), text, "canonical of canonical"),
         Err(error) => panic!("canonical JSON does not parse: {error}: {text}"),
+    }
+}
+
+/// A file that says to be a trace ends in its end, in a difference or in an error; and says the same again.
+///
+/// As it is, and with its checksums put right, so that the fuzzer gets past them.
+pub fn trace_file(data: &[u8]) {
+    for trace in [data.to_vec(), trace::mended(data)] {
+        let run = || {
+            let mut replay = Replay::new(Reader::new(&trace)?, Pure)?;
+            let mut steps = 0_u64;
+            let mut last = None;
+            while let Some(step) = replay.step()? {
+                steps += 1;
+                last = Some(step);
+            }
+            Ok::<_, TraceError>((steps, last))
+        };
+        let first = run();
+        if let Ok((_, last)) = &first {
+            assert!(matches!(last, Some((_, Step::End(_) | Step::Difference(_)))), "a replay ends: {last:?}");
+        }
+        // As text: what is no number is no difference.
+        assert_eq!(alloc::format!("{first:?}"), alloc::format!("{:?}", run()));
+        let Ok(mut reader) = Reader::new(&trace) else { continue };
+        while let Ok(Some((_, record))) = reader.next_record() {
+            match record {
+                Record::Input { input, .. } => assert!(!about::input(&input).contains('\n')),
+                Record::Output(output) => assert!(!about::output(&output).contains('\n')),
+                Record::Told { .. } | Record::Wanted(_) | Record::End(_) => {}
+            }
+        }
     }
 }
 
@@ -544,6 +577,11 @@ mod tests {
     #[test]
     fn the_corpus_of_canonical_json_holds() {
         replay("canonical_json", canonical_json);
+    }
+
+    #[test]
+    fn the_corpus_of_trace_file_holds() {
+        replay("trace_file", trace_file);
     }
 
     #[test]

@@ -258,7 +258,7 @@ pub enum Output {
         response: LocalResponse,
     },
     /// Tell the operator.
-    Event(Event),
+    Event(#[serde(with = "crate::trace::json")] Event),
     /// The node has come to its end: nothing but [`Output::Wait`] follows. Sends and closes that came before are
     /// still to be carried out.
     Finish(Finish),
@@ -352,7 +352,7 @@ pub enum Effect {
     /// Download the tarball of a manifest, of which [`Artifact::of`](crate::release::artifact::Artifact::of) makes the
     /// request, and check its hash; answered by [`EffectResult::Downloaded`]. What came before it was cancelled, or
     /// failed, is kept and gone on with.
-    Download(Box<Manifest>),
+    Download(#[serde(with = "crate::trace::json")] Box<Manifest>),
     /// Look whether a file is a well-formed release; answered by [`EffectResult::Inspected`].
     Inspect {
         /// Its path.
@@ -372,13 +372,13 @@ pub enum EffectResult {
     /// Of [`Effect::Fetch`].
     Fetched(Result<Response, FetchError>),
     /// Of [`Effect::Measure`]; the error is for people.
-    Measured(Result<Report, String>),
+    Measured(#[serde(with = "crate::trace::json")] Result<Report, String>),
     /// Of [`Effect::Write`] and [`Effect::Remove`]; the error is for people and names the file.
     Written(Result<(), String>),
     /// Of [`Effect::Download`]: the path of the file; the error is for people.
     Downloaded(Result<String, String>),
     /// Of [`Effect::Inspect`]: the manifest in the archive; the error is for people.
-    Inspected(Result<Box<Manifest>, String>),
+    Inspected(#[serde(with = "crate::trace::json")] Result<Box<Manifest>, String>),
     /// Of [`Effect::Install`], [`Effect::ConfirmRelease`] and [`Effect::AcknowledgeRollback`]; the error is for people.
     Installed(Result<(), String>),
 }

@@ -112,6 +112,7 @@ pub mod release;
 pub mod state;
 pub mod text;
 pub mod time;
+pub mod trace;
 pub mod tunnel;
 pub mod update;
 pub mod wire;

@@ -243,6 +243,19 @@ impl<C: Crypto> Node<C> {
         self.advance_update();
     }
 
+    /// How far its life and that of its tunnel have come, for traces: such as `running, tunnel up`.
+    #[must_use]
+    pub fn state(&self) -> String {
+        let phase = match self.phase {
+            Phase::New => "new",
+            Phase::Running => "running",
+            Phase::Stopping(_) => "stopping",
+            Phase::Finished => "finished",
+        };
+        let tunnel = self.tunnel.as_ref().map_or("none", Tunnel::state_name);
+        [phase, ", tunnel ", tunnel].concat()
+    }
+
     /// Runs a job at once, for a shell that has nowhere else to run it.
     pub fn compute(&mut self, now: Now, job: JobId) {
         if let Some(job) = self.take_job(job) {

@@ -27,6 +27,7 @@ pub mod socket;
 pub mod state_dir;
 pub mod system;
 pub mod tls;
+pub mod trace;
 pub mod updates;
 pub mod websocket;
 pub mod workers;

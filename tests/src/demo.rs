@@ -20,6 +20,7 @@ use crate::network::{Network, PAYOUT_OPTIONS};
 use crate::options::Options;
 use crate::orchestrator::Record;
 use crate::process::NodeProcess;
+use crate::trace;
 use crate::upstream;
 
 /// Bytes the node fetches for a client.
@@ -47,6 +48,10 @@ pub struct Demo {
     #[argh(switch)]
     pub tls: bool,
 
+    /// record what the node does, run that again, and leave the records in this folder
+    #[argh(option)]
+    pub trace: Option<PathBuf>,
+
     /// leave the node's state where it is, and say where
     #[argh(switch)]
     pub keep: bool,
@@ -72,6 +77,8 @@ struct Course {
     steps: Vec<Step>,
     node_id: String,
     node: Option<NodeProcess>,
+    /// Where the node's traces go.
+    traces: Option<PathBuf>,
 }
 
 /// Runs the demo; `true` when all of it went as it should.
@@ -110,7 +117,11 @@ fn prepare(demo: &Demo) -> Result<Course, Failure> {
         ..Options::default()
     };
     let network = Network::with(options).map_err(failed("starting the network"))?;
-    Ok(Course { program, network, steps: Vec::new(), node_id: String::new(), node: None })
+    let traces = demo.trace.as_deref().map(std::path::absolute).transpose().map_err(failed("--trace"))?;
+    if let Some(folder) = &traces {
+        std::fs::create_dir_all(folder).map_err(failed("--trace"))?;
+    }
+    Ok(Course { program, network, steps: Vec::new(), node_id: String::new(), node: None, traces })
 }
 
 fn file_name(path: &std::path::Path) -> impl Display + '_ {
@@ -154,6 +165,12 @@ impl Course {
                 Self::verify,
             )
             && self.step("stop", "The operator stops the node (SIGTERM); it takes its leave.", Self::stop)
+            && (self.traces.is_none()
+                || self.step(
+                    "replay",
+                    "What the node was told is told to its core again: it does the same.",
+                    Self::replay,
+                ))
     }
 
     fn step(
@@ -187,7 +204,29 @@ impl Course {
     fn command(&self, subcommand: &str, arguments: &[&str]) -> Command {
         let words = std::iter::once(subcommand).chain(arguments.iter().copied());
         println!("   $ {} {}", file_name(&self.program), words.clone().collect::<Vec<_>>().join(" "));
-        self.network.node(&self.program, words)
+        let mut command = self.network.node(&self.program, words);
+        if matches!(subcommand, "eval" | "run") {
+            if let Some(path) = self.trace_of(subcommand) {
+                command.arg("--trace").arg(path).arg("--trace-secrets");
+            }
+        }
+        command
+    }
+
+    fn trace_of(&self, subcommand: &str) -> Option<PathBuf> {
+        self.traces.as_ref().map(|folder| folder.join(format!("{subcommand}.trace")))
+    }
+
+    fn replay(&mut self) -> Result<String, Failure> {
+        let mut lines = Vec::new();
+        for subcommand in ["eval", "run"] {
+            let path = self.trace_of(subcommand).ok_or("no trace was asked for")?;
+            let trace = trace::read(&path).map_err(failed("reading a trace"))?;
+            let text = trace::replay(&trace)?;
+            println!("   {text}");
+            lines.push(format!("{subcommand} {} KiB", trace.len() / 1024));
+        }
+        Ok(format!("{}: the same, bit for bit", lines.join(", ")))
     }
 
     fn run_to_end(&self, subcommand: &str, arguments: &[&str]) -> Result<(), Failure> {

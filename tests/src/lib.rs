@@ -26,5 +26,6 @@ mod primitives;
 pub mod process;
 pub mod release;
 pub mod tls;
+pub mod trace;
 pub mod tunnel;
 pub mod upstream;

@@ -13,6 +13,7 @@ use consensus_testbed::footprint::{self, Footprint};
 use consensus_testbed::load::{self, Load};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::{Journal, Orchestrator};
+use consensus_testbed::trace::{self, CorpusCommand, ReplayCommand, ShowCommand};
 use consensus_testbed::tunnel::{self, TunnelCommand};
 
 /// A complete local Consensus network.
@@ -34,6 +35,9 @@ enum Command {
     Admission(Admission),
     Request(RequestCommand),
     Tunnel(TunnelCommand),
+    Replay(ReplayCommand),
+    Show(ShowCommand),
+    Corpus(CorpusCommand),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +64,9 @@ fn main() -> ExitCode {
         Command::Load(load) => load::run(&load),
         Command::Admission(admission) => admission::run(&admission),
         Command::Request(command) => return request::run(&command).into(),
+        Command::Replay(command) => return trace::run_replay(&command),
+        Command::Corpus(command) => return trace::run_corpus(&command),
+        Command::Show(command) => return trace::run_show(&command),
         Command::Tunnel(command) => tunnel::run(&command),
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -98,6 +98,14 @@ pub struct Left {
     tickets: Vec<(String, u64)>,
 }
 
+impl Left {
+    /// The file that says it.
+    pub(crate) fn to_file(&self) -> Vec<u8> {
+        // Serialising strings and numbers cannot fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
 impl Before {
     /// What a file says.
     #[must_use]

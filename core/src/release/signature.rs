@@ -140,6 +140,12 @@ impl ReleaseKeys {
         self.0.is_empty()
     }
 
+    /// The keys, in order.
+    #[must_use]
+    pub(crate) fn as_slice(&self) -> &[[u8; 32]] {
+        &self.0
+    }
+
     /// Whether `manifest` is signed with one of them, for now.
     ///
     /// # Errors

@@ -95,15 +95,21 @@ struct Traffic {
 
 impl<C: Crypto> fmt::Debug for Tunnel<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
+        f.debug_struct("Tunnel").field("state", &self.state_name()).finish_non_exhaustive()
+    }
+}
+
+impl<C: Crypto> Tunnel<C> {
+    /// How far it has come, in a word.
+    pub(crate) const fn state_name(&self) -> &'static str {
+        match &self.state {
             State::Idle => "idle",
             State::Waiting { .. } => "waiting",
             State::Opening { .. } => "opening",
             State::Handshaking { .. } => "handshaking",
             State::Greeting { .. } => "greeting",
             State::Up { .. } => "up",
-        };
-        f.debug_struct("Tunnel").field("state", &state).finish_non_exhaustive()
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Settings {
 }
 
 /// Who installs a release that the network directs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
     /// The node itself, into its install directory.
     #[default]
@@ -52,7 +52,7 @@ pub struct Standing {
 }
 
 /// A release that was given up after its restart.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolledBack {
     /// The network's name for the update; none where the operator updated.
     pub update_id: Option<String>,

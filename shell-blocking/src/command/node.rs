@@ -10,6 +10,7 @@ use consensus_core::io::{Finish, Outcome, StateFile};
 use consensus_core::limits::Limits;
 use consensus_core::node::{Config, Node};
 use consensus_core::state::Registration;
+use consensus_core::trace::{self, Recorder};
 use consensus_core::tunnel::Mode;
 use consensus_core::update;
 use serde_json::Value;
@@ -17,9 +18,10 @@ use serde_json::Value;
 use super::{Failure, Setup, register, version};
 use crate::install;
 use crate::runtime_api::{Provider, Runtime};
-use crate::settings::{Serving, Sources, Tunnel, Updating, authority};
+use crate::settings::{Serving, Sources, Tracing, Tunnel, Updating, UsageError, authority};
 use crate::state_dir::{Lock, StateDir};
 use crate::system;
+use crate::trace::{Traced, create};
 use crate::updates::Updates;
 
 /// What a node is to do.
@@ -30,19 +32,22 @@ struct Plan {
     registration: Option<Registration>,
     state_dir: StateDir,
     updates: Option<Updates>,
+    tracing: Option<Tracing>,
     /// Held until the node ends.
     _lock: Option<Lock>,
 }
 
 pub(super) fn eval<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup) -> Result<u8, Failure> {
     let tunnel = sources.tunnel()?;
+    let tracing = sources.tracing()?;
     let state_dir = setup.open_state_dir()?;
     let registration = state_dir.registration()?;
     register::check(sources, &state_dir, registration.as_ref())?;
     let allow_private_targets = sources.allow_private_targets();
     let serving = Serving { limits: Limits::default(), allow_private_targets };
     let tunnel = Some((Mode::Eval, tunnel));
-    let plan = Plan { tunnel, serving, listen: None, registration, state_dir, updates: None, _lock: None };
+    let (listen, updates) = (None, None);
+    let plan = Plan { tunnel, serving, listen, registration, state_dir, updates, tracing, _lock: None };
     let finish = drive(runtime, sources, setup, plan)?;
     let code = setup.finish(&finish);
     if finish.outcome == Outcome::Done {
@@ -68,6 +73,7 @@ fn serve<R: Runtime>(
 ) -> Result<u8, Failure> {
     let tunnel = sources.tunnel()?;
     let serving = sources.serving()?;
+    let tracing = sources.tracing()?;
     // Read here, so that a wrong key is told before anything is done.
     let updates = Some(updates(sources, serving.allow_private_targets)?);
     let registration = setup.state_dir().registration()?;
@@ -87,7 +93,7 @@ fn serve<R: Runtime>(
         setup.note(Level::Warn, "no_lock", text);
     }
     let tunnel = Some((Mode::Control, tunnel));
-    let plan = Plan { tunnel, serving, listen, registration, state_dir, updates, _lock: lock };
+    let plan = Plan { tunnel, serving, listen, registration, state_dir, updates, tracing, _lock: lock };
     let finish = drive(runtime, sources, setup, plan)?;
     Ok(setup.finish(&finish))
 }
@@ -97,8 +103,8 @@ pub(super) fn start<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setu
     let serving = sources.serving()?;
     let state_dir = setup.open_state_dir()?;
     let registration = state_dir.registration()?;
-    let updates = None;
-    let plan = Plan { tunnel: None, serving, listen, registration, state_dir, updates, _lock: None };
+    let (tunnel, updates, tracing) = (None, None, None);
+    let plan = Plan { tunnel, serving, listen, registration, state_dir, updates, tracing, _lock: None };
     let finish = drive(runtime, sources, setup, plan)?;
     Ok(setup.finish(&finish))
 }
@@ -177,8 +183,47 @@ fn drive<R: Runtime>(
     }
     system::raise_file_limit();
     let seed = system::seed().map_err(Failure::internal)?;
-    let node = Node::new(config, Provider::default(), seed, system::now());
-    runtime.drive(node, environment).map_err(Failure::internal)
+    let now = system::now();
+    let driven = match plan.tracing {
+        None => runtime.drive(Node::new(config, Provider::default(), seed, now), environment),
+        Some(tracing) => {
+            let file = create(&tracing.path).map_err(|error| unwritable(&tracing, &error))?;
+            say_trace(setup, &tracing);
+            let settings = trace::Settings {
+                program: R::PROGRAM.to_string(),
+                program_version: env!("CARGO_PKG_VERSION").to_string(),
+                secrets: tracing.secrets,
+                limit: tracing.limit,
+            };
+            let recorder = Recorder::new(settings, config, seed, now);
+            runtime.drive(Traced::new(recorder, file, tracing.path, setup.log.clone()), environment)
+        }
+    };
+    driven.map_err(Failure::internal)
+}
+
+fn unwritable(tracing: &Tracing, error: &std::io::Error) -> UsageError {
+    let what = match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            "there is a file of that name, which is not written over".to_string()
+        }
+        _ => error.to_string(),
+    };
+    UsageError::new(&format!("--trace {}: {what}", tracing.path.display()))
+}
+
+fn say_trace(setup: &Setup, tracing: &Tracing) {
+    let path = tracing.path.display();
+    if tracing.secrets {
+        let text = format!(
+            "{path} gets this node's PRIVATE KEY and everything that its clients send: keep it as you keep the key"
+        );
+        setup.note(Level::Warn, "trace", &text);
+    } else {
+        let text =
+            format!("what this node does is recorded in {path}, without secrets: it cannot be replayed");
+        setup.note(Level::Info, "trace", &text);
+    }
 }
 
 /// The one line that says what this process is.

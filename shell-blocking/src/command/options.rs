@@ -92,6 +92,14 @@ macro_rules! subcommand {
         } }
     };
 
+    (@group $name:ident $command:tt $about:tt $example:tt [tracing $($rest:ident)*] {$($seen:tt)*}) => {
+        subcommand! { @group $name $command $about $example [$($rest)*] {$($seen)*
+            (trace "FILE" "record what the node is told and does; for consensus-testbed show and replay")
+            (trace_limit "MIB" "end the record there, 1 to 1024 (default 256)")
+            (trace_secrets "record the private key, the seed and all plaintext too, without which nothing can be replayed")
+        } }
+    };
+
     (@group $name:ident $command:tt $about:tt $example:tt [] {$($seen:tt)*}) => {
         subcommand! { @sort $name $command $about $example [] [] $($seen)* }
     };
@@ -148,7 +156,7 @@ subcommand! {
     "Let the network measure this machine. Needs no registration; on a pass, the authorisation to register is saved. \
      Ends with code 4 when the machine is not admitted, and says which of the thresholds it knows were missed.",
     example: "{command_name} --server https://server.example",
-    [network tunnel common] {
+    [network tunnel tracing common] {
         (allow_private_targets "let the server have private addresses fetched: for a lab only")
     }
 }
@@ -181,7 +189,7 @@ subcommand! {
     "Keep the control tunnel to the network open and serve the requests that come through it. Runs until it is \
      stopped; reconnects by itself.",
     example: "{command_name} --server https://server.example",
-    [network tunnel release serving common] {}
+    [network tunnel release serving tracing common] {}
 }
 
 subcommand! {
@@ -196,7 +204,7 @@ subcommand! {
     "The whole node in one process: the control tunnel and the local API. Runs until it is stopped; reconnects by \
      itself.",
     example: "{command_name} --server https://server.example --listen 127.0.0.1:9090",
-    [network tunnel release api serving common] {}
+    [network tunnel release api serving tracing common] {}
 }
 
 subcommand! {

@@ -17,9 +17,9 @@ with_both_shells! {
     every_line_is_one_json_object_that_says_when_who_and_what
 }
 
-const QUERY: &str = "q=QUERYSECRET8123";
-const BODY: &str = "BODYSECRET9177";
-const HEADER: &str = "HEADERSECRET4410";
+pub(crate) const QUERY: &str = "q=QUERYSECRET8123";
+pub(crate) const BODY: &str = "BODYSECRET9177";
+pub(crate) const HEADER: &str = "HEADERSECRET4410";
 const PATH: &str = "PATHSECRET3355";
 
 /// A whole life at the most talkative level: everything it said, and what it must not have said.

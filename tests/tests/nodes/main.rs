@@ -19,6 +19,7 @@ mod settings;
 mod state;
 mod streams;
 mod tls;
+mod traces;
 mod transcripts;
 mod tuf;
 mod updates;
