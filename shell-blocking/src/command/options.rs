@@ -326,7 +326,7 @@ fn wrap(text: &str) -> String {
 
 /// argh's message in one line, with where to read more.
 fn usage_line(program: &str, words: &[&str], output: &str) -> String {
-    let commands = ["eval", "register", "control", "start", "run", "verify", "version"];
+    let commands = ["eval", "register", "control", "start", "run", "verify", "bench", "version"];
     let command = words.first().filter(|word| commands.contains(word));
     let help =
         command.map_or_else(|| format!("{program} --help"), |command| format!("{program} {command} --help"));
@@ -417,6 +417,7 @@ mod tests {
             (&["eval", "--server"], "--server"),
             (&["eval", "--listen", "x"], "--listen"),
             (&["start", "--server", "x"], "--server"),
+            (&["bench", "--quik"], "--quik; see consensus-node bench --help"),
             (&["register", "--code", "top-secret", "--code", "top-secret"], "--code: given twice"),
         ] {
             let text = usage_of(words);
