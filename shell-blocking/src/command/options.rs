@@ -638,6 +638,7 @@ mod tests {
             (&["eval", "--server"], "--server"),
             (&["eval", "--listen", "x"], "--listen"),
             (&["start", "--server", "x"], "--server"),
+            (&["bench", "--quik"], "--quik; see consensus-node bench --help"),
             (&["register", "--code", "top-secret", "--code", "top-secret"], "--code: given twice"),
         ] {
             let text = usage_of(words);
