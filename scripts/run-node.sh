@@ -14,9 +14,13 @@
 #   CONSENSUS_NODE_STARTS       starts to reconnect in; default 3
 #   CONSENSUS_NODE_STOP_SECONDS how long a release that is ended may take for it; default 20
 #
-# Run it under a supervisor that restarts it. Every file is written beside its place and moved into it: whenever the
-# power fails, there is one release that starts. POSIX sh; beyond that `readlink` alone.
+# Run it under a supervisor that restarts it. One runs an install directory at a time: a second one ends with exit
+# code 73, and a node that outlived its own is ended before another is started. Every file is written beside its place
+# and moved into it: whenever the power fails, there is one release that starts. POSIX sh; beyond that `readlink` alone.
 set -u
+
+# How a node ends whose state directory another process has, and this script where another one runs the directory.
+occupied=73
 
 say() {
     printf 'run-node: %s\n' "$*" >&2
@@ -191,6 +195,55 @@ nap() {
     wait $!
 }
 
+# is_of_here PID: whether the process runs a program of this install directory.
+is_of_here() {
+    kill -0 "$1" 2>/dev/null || return 1
+    if [ -r "/proc/$1/cmdline" ]; then
+        line=$(tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null)
+    else
+        line=$(ps -o args= -p "$1" 2>/dev/null)
+    fi
+    case $line in
+    *"$dir/releases/"*) ;;
+    *) return 1 ;;
+    esac
+}
+
+# parent_of PID
+parent_of() {
+    if [ -r "/proc/$1/status" ]; then
+        sed -n 's/^PPid:[^0-9]*//p' "/proc/$1/status" 2>/dev/null
+    else
+        ps -o ppid= -p "$1" 2>/dev/null | tr -d ' '
+    fi
+}
+
+# take_over: ends the node of a run-node.sh that is gone; fails where it is not gone. A node that nobody watches would
+# keep the next one from its state directory, for ever where it hangs.
+take_over() {
+    left=
+    keeper=
+    if [ -r "$dir/process" ]; then
+        read -r left keeper <"$dir/process"
+    fi
+    case $left in
+    '' | *[!0-9]*) return 0 ;;
+    esac
+    is_of_here "$left" || return 0
+    if [ "$(parent_of "$left")" = "$keeper" ]; then
+        say "process $keeper already runs $dir: one supervisor is enough"
+        return 1
+    fi
+    say "the node of a run-node.sh that is gone still runs, process $left: ending it"
+    kill -TERM "$left" 2>/dev/null
+    ticks=0
+    while is_of_here "$left" && [ "$stopping" -eq 0 ]; do
+        [ "$ticks" -lt "$stop_seconds" ] || kill -KILL "$left" 2>/dev/null
+        nap
+        ticks=$((ticks + 1))
+    done
+}
+
 # has_ended: whether the child has. The shell takes note of that while it waits for a nap.
 has_ended() {
     ! kill -0 "$child" 2>/dev/null
@@ -239,12 +292,27 @@ watch() {
     done
 }
 
+# run_child ARGUMENT…: starts the chosen release and returns when it has ended; its exit code is in `code`.
+run_child() {
+    late=0
+    "$dir/releases/$release/bin/consensus-node" "$@" &
+    child=$!
+    # For the next one, where this one is gone by then.
+    printf '%s %s\n' "$child" "$$" 2>/dev/null >"$dir/process"
+    # A signal may have come before there was anyone to pass it on to.
+    [ "$stopping" -eq 0 ] || kill -TERM "$child" 2>/dev/null
+    [ "$on_probation" -eq 0 ] || watch
+    reap
+}
+
 main() {
     here=$(cd "$(dirname "$0")" && pwd -P) || exit 70
     dir=${CONSENSUS_NODE_INSTALL_DIR:-}
     if [ -z "$dir" ]; then
         if [ -d "$here/releases" ]; then dir=$here; else dir=${HOME:-}/.consensus/node-runtime; fi
     fi
+    # By its one name: a process of here is known by it.
+    named=$(cd "$dir" 2>/dev/null && pwd -P) && dir=$named
     CONSENSUS_NODE_INSTALL_DIR=$dir
     export CONSENSUS_NODE_INSTALL_DIR
     starts=${CONSENSUS_NODE_STARTS:-3}
@@ -261,18 +329,27 @@ main() {
     given_up=
     trap pass_on TERM HUP
     trap on_interrupt INT
+    take_over || exit "$occupied"
+    [ "$stopping" -eq 0 ] || exit 0
     while choose; do
         [ "$stopping" -eq 0 ] || exit 0
         # For the installer: a release that runs is not removed.
         printf '%s\n' "$release" | put running || say "what runs could not be written down in $dir"
-        late=0
-        "$dir/releases/$release/bin/consensus-node" "$@" &
-        child=$!
-        # A signal may have come before there was anyone to pass it on to.
-        [ "$stopping" -eq 0 ] || kill -TERM "$child" 2>/dev/null
-        [ "$on_probation" -eq 0 ] || watch
-        reap
-        [ "$stopping" -eq 0 ] || exit "$code"
+        waited=0
+        while :; do
+            run_child "$@"
+            [ "$stopping" -eq 0 ] || exit "$code"
+            # Not its fault, and so not a start more. As long as its time lasts: a release may say so of itself.
+            if [ "$on_probation" -eq 0 ] || [ "$code" -ne "$occupied" ] || [ "$waited" -ge "$probation" ]; then
+                break
+            fi
+            find_release current
+            [ "$found" = "$release" ] || break
+            [ "$waited" -gt 0 ] || say "release $release waits until it can have its state directory"
+            waited=$((waited + 1))
+            nap
+            [ "$stopping" -eq 0 ] || exit "$code"
+        done
         started=$release
         find_release current
         installed=$found

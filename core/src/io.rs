@@ -628,6 +628,8 @@ pub enum Outcome {
     Unreachable,
     /// This program or this machine failed.
     Internal,
+    /// Another process has the state directory: `scripts/run-node.sh` knows this code, and waits.
+    Occupied,
 }
 
 impl Outcome {
@@ -642,6 +644,7 @@ impl Outcome {
             Self::Outdated => 6,
             Self::Unreachable => 69,
             Self::Internal => 70,
+            Self::Occupied => 73,
         }
     }
 }

@@ -182,7 +182,11 @@ impl From<FileError> for Failure {
 
 impl From<LockError> for Failure {
     fn from(error: LockError) -> Self {
-        Self::internal(error.to_string())
+        let outcome = match error {
+            LockError::Held { .. } => Outcome::Occupied,
+            LockError::File(_) => Outcome::Internal,
+        };
+        Self::new(outcome, error.to_string())
     }
 }
 

@@ -391,6 +391,7 @@ impl Version {
     error_code(6, "the network requires another release"),
     error_code(69, "the network cannot be reached"),
     error_code(70, "this program or this machine failed, or was stopped before it was done"),
+    error_code(73, "another node runs on the state directory"),
     help_triggers("-h", "--help")
 )]
 struct Program {

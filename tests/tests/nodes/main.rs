@@ -24,3 +24,4 @@ mod transcripts;
 mod tuf;
 mod updates;
 mod upstreams;
+mod wrapper;

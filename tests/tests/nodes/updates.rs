@@ -38,16 +38,16 @@ with_both_shells! {
 }
 
 /// The release that the lab's node is of.
-const OWN: &str = "0.1.0-1-1";
+pub(crate) const OWN: &str = "0.1.0-1-1";
 
 /// A node that runs from an install directory.
-struct Installed {
-    lab: Lab,
-    dir: PathBuf,
+pub(crate) struct Installed {
+    pub(crate) lab: Lab,
+    pub(crate) dir: PathBuf,
 }
 
 impl Installed {
-    fn new(shell: Shell) -> Self {
+    pub(crate) fn new(shell: Shell) -> Self {
         let mut lab = Lab::new(shell);
         let dir = lab.network.home.root().join("runtime");
         let bin = dir.join("releases").join(OWN).join("bin");
@@ -64,12 +64,12 @@ impl Installed {
         this
     }
 
-    fn point(&self, name: &str, id: &str) {
+    pub(crate) fn point(&self, name: &str, id: &str) {
         let _ = fs::remove_file(self.dir.join(name));
         symlink(format!("releases/{id}"), self.dir.join(name)).unwrap();
     }
 
-    fn target(&self, name: &str) -> PathBuf {
+    pub(crate) fn target(&self, name: &str) -> PathBuf {
         fs::canonicalize(self.dir.join(name)).unwrap()
     }
 
@@ -85,22 +85,22 @@ fn start(lab: &Lab, dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Nod
 }
 
 /// A release that does nothing, published.
-fn publish(lab: &Lab, version: &str) -> Manifest {
+pub(crate) fn publish(lab: &Lab, version: &str) -> Manifest {
     let manifest = release::manifest(version);
     let tarball = release::tarball(&manifest, format!("#!/bin/sh\n# {version}\n").as_bytes()).unwrap();
     lab.network.orchestrator.publish_release(manifest, tarball)
 }
 
-fn prepare(lab: &Lab, update_id: &str, manifest: Manifest) -> String {
+pub(crate) fn prepare(lab: &Lab, update_id: &str, manifest: Manifest) -> String {
     lab.network.orchestrator.prepare_update(NODE_ID, update_id, manifest).unwrap()
 }
 
-fn apply(lab: &Lab, update_id: &str, restart_after_ms: u64) -> String {
+pub(crate) fn apply(lab: &Lab, update_id: &str, restart_after_ms: u64) -> String {
     lab.network.orchestrator.apply_update(NODE_ID, update_id, restart_after_ms).unwrap()
 }
 
 /// The node's answer to a request.
-fn answer(lab: &Lab, node: &NodeProcess, id: &str) -> Value {
+pub(crate) fn answer(lab: &Lab, node: &NodeProcess, id: &str) -> Value {
     let (_, message) = lab.record(node, 0, &format!("an answer to {id}"), |record| match record {
         Record::Message { message, .. } if message["reply_to"] == id => Some(message.clone()),
         _ => None,
@@ -108,7 +108,7 @@ fn answer(lab: &Lab, node: &NodeProcess, id: &str) -> Value {
     message
 }
 
-fn assert_failed(answer: &Value, code: &str, words: &str) {
+pub(crate) fn assert_failed(answer: &Value, code: &str, words: &str) {
     assert_eq!((&answer["type"], &answer["code"]), (&json!("update_failed"), &json!(code)), "{answer}");
     assert!(answer["message"].as_str().unwrap().contains(words), "{words}: {answer}");
 }
@@ -369,10 +369,19 @@ fn a_rollback_is_told_to_the_network_once(shell: Shell) {
 }
 
 /// A node under the wrapper, as a supervisor starts it.
-fn start_wrapped(installed: &Installed) -> NodeProcess {
+pub(crate) fn start_wrapped(installed: &Installed, env: &[(&str, &str)]) -> NodeProcess {
     let wrapper = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/run-node.sh");
-    let mut command = installed.lab.network.node(&wrapper, CONTROL);
-    command.env("CONSENSUS_NODE_INSTALL_DIR", &installed.dir);
+    start_by(installed, &wrapper, &CONTROL, env)
+}
+
+pub(crate) fn start_by(
+    installed: &Installed,
+    program: &Path,
+    arguments: &[&str],
+    env: &[(&str, &str)],
+) -> NodeProcess {
+    let mut command = installed.lab.network.node(program, arguments);
+    command.env("CONSENSUS_NODE_INSTALL_DIR", &installed.dir).envs(env.iter().copied());
     NodeProcess::spawn(command).unwrap()
 }
 
@@ -382,7 +391,7 @@ fn under_the_wrapper_the_new_release_takes_over_and_stays(shell: Shell) {
     let manifest = release::manifest("0.2.0");
     let tarball = release::tarball(&manifest, &fs::read(&lab.program).unwrap()).unwrap();
     let manifest = lab.network.orchestrator.publish_release(manifest, tarball);
-    let node = start_wrapped(&installed);
+    let node = start_wrapped(&installed, &[]);
     lab.ready(&node, 1);
     let ready = answer(lab, &node, &prepare(lab, "u-1", manifest));
     assert_eq!(ready["type"], "update_ready", "{ready}");
@@ -402,7 +411,7 @@ fn under_the_wrapper_a_release_that_does_not_work_is_given_up_and_the_network_is
     let manifest = release::manifest("0.2.0");
     let tarball = release::tarball(&manifest, b"#!/bin/sh\nexit 7\n").unwrap();
     let manifest = lab.network.orchestrator.publish_release(manifest, tarball);
-    let node = start_wrapped(&installed);
+    let node = start_wrapped(&installed, &[]);
     lab.ready(&node, 1);
     answer(lab, &node, &prepare(lab, "u-1", manifest.clone()));
     answer(lab, &node, &apply(lab, "u-1", 0));

@@ -1,0 +1,242 @@
+//! `scripts/run-node.sh` around real nodes: releases that do not work, processes that outlive it, another supervisor.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use consensus_core::release::manifest::Manifest;
+use consensus_testbed::binaries::Shell;
+use consensus_testbed::orchestrator::Record;
+use consensus_testbed::process::NodeProcess;
+use consensus_testbed::release;
+
+use crate::lab::{CONTROL, LONG, line, said, stop, with_both_shells};
+use crate::updates::{Installed, OWN, answer, apply, assert_failed, prepare, start_by, start_wrapped};
+
+with_both_shells! {
+    a_release_that_hangs_is_given_up_and_not_prepared_again
+    a_release_for_another_machine_is_given_up_and_not_prepared_again
+    a_release_that_cannot_connect_is_given_up_and_not_prepared_again
+    a_release_that_says_that_its_state_directory_is_taken_is_given_up_in_the_end
+    in_every_shell_a_release_that_crashes_is_given_up
+    a_second_wrapper_ends_and_changes_nothing
+    a_node_that_outlived_its_wrapper_is_ended_before_the_next_is_started
+    a_hanging_release_that_outlived_its_wrapper_is_ended_and_given_up
+    a_release_waits_while_another_node_has_the_state_directory
+}
+
+/// What makes the wrapper quick to judge.
+const IMPATIENT: [(&str, &str); 3] =
+    [("CONSENSUS_NODE_PROBATION", "4"), ("CONSENSUS_NODE_STARTS", "2"), ("CONSENSUS_NODE_STOP_SECONDS", "2")];
+
+const HANGS: &[u8] = b"#!/bin/sh\nwhile :; do sleep 1; done\n";
+
+fn wrapper() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/run-node.sh")
+}
+
+/// Publishes a release with that program.
+fn offer(installed: &Installed, program: &[u8]) -> Manifest {
+    let manifest = release::manifest("0.2.0");
+    let tarball = release::tarball(&manifest, program).unwrap();
+    installed.lab.network.orchestrator.publish_release(manifest, tarball)
+}
+
+/// Makes a release with that program the current one, on probation, as an installation does.
+fn put_on_probation(installed: &Installed, program: &[u8]) -> String {
+    let id = String::from("0.2.0-5-5");
+    let bin = installed.dir.join("releases").join(&id).join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    // Beside its place first: a program that is open for writing cannot be started.
+    fs::write(bin.join("new"), program).unwrap();
+    fs::set_permissions(bin.join("new"), fs::metadata(&installed.lab.program).unwrap().permissions())
+        .unwrap();
+    fs::rename(bin.join("new"), bin.join("consensus-node")).unwrap();
+    installed.point("current", &id);
+    id
+}
+
+fn own_program(installed: &Installed) -> Vec<u8> {
+    fs::read(&installed.lab.program).unwrap()
+}
+
+/// The files that make the node who it is.
+fn identity(installed: &Installed) -> Vec<Vec<u8>> {
+    let state = installed.lab.network.home.state_dir();
+    ["config.json", "keys/node.key", "keys/node.pub"]
+        .iter()
+        .map(|name| fs::read(state.join(name)).unwrap())
+        .collect()
+}
+
+/// An update to that program is applied; the wrapper goes back, the network is told, and it is not taken again.
+fn is_given_up(installed: &Installed, node: NodeProcess, program: &[u8], words: &str) {
+    let lab = &installed.lab;
+    let before = identity(installed);
+    lab.ready(&node, 1);
+    let manifest = offer(installed, program);
+    let ready = answer(lab, &node, &prepare(lab, "u-1", manifest.clone()));
+    assert_eq!(ready["type"], "update_ready", "{ready}");
+    answer(lab, &node, &apply(lab, "u-1", 0));
+    assert_eq!(lab.ended(&node, 1).0, Some(1012));
+    lab.ready(&node, 2);
+    let (_, failed) = lab.record(&node, 0, "the rollback", |record| match record {
+        Record::Message { message, .. } if message["type"] == "update_failed" => Some(message.clone()),
+        _ => None,
+    });
+    assert_failed(&failed, "apply_failed", words);
+    assert_eq!(failed["update_id"], "u-1");
+    assert!(installed.target("current").ends_with(OWN));
+    assert!(installed.target("last-good").ends_with(OWN));
+    assert_eq!(identity(installed), before);
+    lab.assert_serves();
+    let again = answer(lab, &node, &prepare(lab, "u-2", manifest));
+    assert_failed(&again, "prepare_failed", "not tried again");
+    stop(node);
+}
+
+fn a_release_that_hangs_is_given_up_and_not_prepared_again(shell: Shell) {
+    let installed = Installed::new(shell);
+    let node = start_wrapped(&installed, &IMPATIENT);
+    is_given_up(&installed, node, HANGS, "did not reconnect within 4 s");
+}
+
+fn a_release_for_another_machine_is_given_up_and_not_prepared_again(shell: Shell) {
+    let installed = Installed::new(shell);
+    let node = start_wrapped(&installed, &IMPATIENT);
+    // The machine in the header of an ELF file: one that nobody has.
+    let mut program = own_program(&installed);
+    program[18..20].copy_from_slice(&[0xfe, 0xca]);
+    is_given_up(&installed, node, &program, "not for this machine");
+}
+
+fn a_release_that_cannot_connect_is_given_up_and_not_prepared_again(shell: Shell) {
+    let installed = Installed::new(shell);
+    let node = start_wrapped(&installed, &IMPATIENT);
+    let real = installed.lab.program.display();
+    let program = format!("#!/bin/sh\nexec '{real}' \"$@\" --server http://127.0.0.1:9\n");
+    is_given_up(&installed, node, program.as_bytes(), "did not reconnect within 4 s");
+}
+
+fn a_release_that_says_that_its_state_directory_is_taken_is_given_up_in_the_end(shell: Shell) {
+    let installed = Installed::new(shell);
+    let node = start_wrapped(&installed, &IMPATIENT);
+    is_given_up(&installed, node, b"#!/bin/sh\nexit 73\n", "started 2 times and did not reconnect");
+}
+
+fn in_every_shell_a_release_that_crashes_is_given_up(shell: Shell) {
+    let path = wrapper();
+    let path = path.to_str().unwrap();
+    for interpreter in
+        [&["dash", path][..], &["bash", path], &["bash", "--posix", path], &["busybox", "sh", path]]
+    {
+        let installed = Installed::new(shell);
+        let arguments = [&interpreter[1..], &CONTROL[..]].concat();
+        let node = start_by(&installed, Path::new(interpreter[0]), &arguments, &IMPATIENT);
+        is_given_up(&installed, node, b"#!/bin/sh\nexit 9\n", "(last exit code 9)");
+    }
+}
+
+fn a_second_wrapper_ends_and_changes_nothing(shell: Shell) {
+    let installed = Installed::new(shell);
+    put_on_probation(&installed, HANGS);
+    let env = [("CONSENSUS_NODE_PROBATION", "1000"), ("CONSENSUS_NODE_STOP_SECONDS", "2")];
+    let first = start_wrapped(&installed, &env);
+    line(&first, 0, "a start", |line| line.text.contains("start 1 of 3"));
+    await_file(&installed.dir.join("process"));
+    let starts = fs::read(installed.dir.join("starts")).unwrap();
+    let exit = start_wrapped(&installed, &env).wait(LONG).unwrap();
+    assert_eq!(exit.code, Some(73), "{}", exit.stderr());
+    assert!(exit.stderr().contains(&format!("process {} already runs", first.pid())), "{}", exit.stderr());
+    assert_eq!(fs::read(installed.dir.join("starts")).unwrap(), starts);
+    assert!(installed.target("current").ends_with("0.2.0-5-5"));
+    first.terminate().unwrap();
+    first.wait(LONG).unwrap();
+}
+
+/// Waits until a file is there, with something in it.
+fn await_file(path: &Path) -> String {
+    let end = std::time::Instant::now() + LONG;
+    loop {
+        match fs::read_to_string(path) {
+            Ok(text) if text.ends_with('\n') => return text,
+            _ => assert!(std::time::Instant::now() < end, "{} is not written", path.display()),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// The process that a wrapper wrote down, once it is another one than before.
+fn child_of(wrapper: &NodeProcess, installed: &Installed) -> String {
+    let pid = wrapper.pid().to_string();
+    let end = std::time::Instant::now() + LONG;
+    loop {
+        let text = await_file(&installed.dir.join("process"));
+        if let Some((child, _)) = text.trim().split_once(' ').filter(|(_, keeper)| *keeper == pid) {
+            return child.to_owned();
+        }
+        assert!(std::time::Instant::now() < end, "the wrapper started nothing; it said:\n{}", said(wrapper));
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// Whether it does: one that has ended, and that nobody took note of, has no command line.
+fn runs(pid: &str) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
+fn a_node_that_outlived_its_wrapper_is_ended_before_the_next_is_started(shell: Shell) {
+    let installed = Installed::new(shell);
+    let lab = &installed.lab;
+    let first = start_wrapped(&installed, &[]);
+    lab.ready(&first, 1);
+    let orphan = child_of(&first, &installed);
+    // SIGKILL.
+    drop(first);
+    assert!(runs(&orphan), "the node lives on");
+    lab.assert_serves();
+    let second = start_wrapped(&installed, &[]);
+    lab.ready(&second, 2);
+    assert!(said(&second).contains(&format!("still runs, process {orphan}: ending it")), "{}", said(&second));
+    assert_ne!(child_of(&second, &installed), orphan);
+    lab.assert_serves();
+    stop(second);
+}
+
+fn a_hanging_release_that_outlived_its_wrapper_is_ended_and_given_up(shell: Shell) {
+    let installed = Installed::new(shell);
+    // Not even the stop signal ends it.
+    put_on_probation(&installed, b"#!/bin/sh\ntrap '' TERM INT HUP\nwhile :; do sleep 1; done\n");
+    let first = start_wrapped(&installed, &IMPATIENT);
+    line(&first, 0, "a start", |line| line.text.contains("start 1 of 2"));
+    let orphan = child_of(&first, &installed);
+    drop(first);
+    let second = start_wrapped(&installed, &IMPATIENT);
+    line(&second, 0, "a start", |line| line.text.contains("start 2 of 2"));
+    assert!(!runs(&orphan));
+    line(&second, 0, "a rollback", |line| line.text.contains("is given up"));
+    installed.lab.ready(&second, 1);
+    assert!(installed.target("current").ends_with(OWN));
+    stop(second);
+}
+
+fn a_release_waits_while_another_node_has_the_state_directory(shell: Shell) {
+    let installed = Installed::new(shell);
+    let lab = &installed.lab;
+    let by_hand = lab.start(&CONTROL);
+    lab.ready(&by_hand, 1);
+    let id = put_on_probation(&installed, &own_program(&installed));
+    let env = [("CONSENSUS_NODE_PROBATION", "60"), ("CONSENSUS_NODE_STARTS", "1")];
+    let wrapped = start_wrapped(&installed, &env);
+    line(&wrapped, 0, "why it waits", |line| {
+        line.text.contains("waits until it can have its state directory")
+    });
+    let mark = wrapped.mark();
+    line(&wrapped, mark, "a second attempt", |line| line.text.contains("runs on this state directory"));
+    stop(by_hand);
+    lab.ready(&wrapped, 2);
+    line(&wrapped, 0, "a confirmation", |line| line.event() == "update_confirmed");
+    assert!(installed.target("current").ends_with(&id));
+    assert_eq!(installed.target("last-good"), installed.target("current"));
+    assert!(!said(&wrapped).contains("given up"), "{}", said(&wrapped));
+    stop(wrapped);
+}
