@@ -1,20 +1,19 @@
 //! What goes wrong.
 
 use std::fmt;
-use std::time::Duration;
 
 use consensus_core::crypto::Drbg;
 
-/// The longest that a process is let live after the update began, in milliseconds: somewhat longer than an update takes.
-const LATEST_KILL: u64 = 500;
+/// The longest that a process is let live after the update began, in thousandths of the time that an update takes.
+const LATEST_KILL: u64 = 1200;
 
 /// One thing that goes wrong in one update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     /// Nothing.
     None,
-    /// SIGKILL, so long after the update began.
-    Kill(Victim, Duration),
+    /// SIGKILL, after so many thousandths of the time that an update takes.
+    Kill(Victim, u64),
     /// So many bytes are left on the disk.
     FullDisk(u64),
     /// The connection is cut after so many thousandths of the artifact.
@@ -34,6 +33,8 @@ pub(super) enum Victim {
     Node,
     /// The wrapper alone: the supervisor ends what it left and starts it again.
     Wrapper,
+    /// The wrapper alone, and the supervisor leaves what it left: the next wrapper finds a node that still runs.
+    Keeper,
     /// Both at once, as when the power fails.
     Both,
 }
@@ -58,9 +59,10 @@ impl Fault {
         match rng.below(16) {
             0 | 1 => Self::None,
             kind @ 2..=7 => {
-                let victim =
-                    [Victim::Node, Victim::Wrapper, Victim::Both][usize::try_from(kind % 3).unwrap_or(0)];
-                Self::Kill(victim, Duration::from_millis(rng.below(LATEST_KILL)))
+                let victims =
+                    [Victim::Node, Victim::Wrapper, Victim::Both, Victim::Keeper, Victim::Node, Victim::Both];
+                let victim = victims[usize::try_from(kind - 2).unwrap_or(0)];
+                Self::Kill(victim, rng.below(LATEST_KILL))
             }
             8 | 9 => Self::FullDisk(permille(rng) * 8 * 1024),
             10 => Self::Cut(permille(rng)),
@@ -77,6 +79,7 @@ impl Fault {
             Self::None => "nothing",
             Self::Kill(Victim::Node, _) => "node killed",
             Self::Kill(Victim::Wrapper, _) => "wrapper killed",
+            Self::Kill(Victim::Keeper, _) => "wrapper killed, node left",
             Self::Kill(Victim::Both, _) => "node and wrapper killed",
             Self::FullDisk(_) => "disk full",
             Self::Cut(_) => "download cut",
@@ -93,9 +96,8 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Kill(_, after) => write!(f, "{} after {} ms", self.name(), after.as_millis()),
             Self::FullDisk(left) => write!(f, "disk full but for {} KiB", left / 1024),
-            Self::Cut(at) | Self::Corrupt(at) | Self::Stall(at) => {
+            Self::Kill(_, at) | Self::Cut(at) | Self::Corrupt(at) | Self::Stall(at) => {
                 write!(f, "{} at {}.{} %", self.name(), at / 10, at % 10)
             }
             _ => f.write_str(self.name()),

@@ -69,11 +69,18 @@ pub(super) struct Site {
     /// What must not change: files of the state directory.
     kept: Vec<(PathBuf, Vec<u8>)>,
     process: Option<NodeProcess>,
+    /// The supervisor does not end what the wrapper leaves, the next time.
+    leaves: bool,
     /// Of the release that proved itself last.
     version: String,
     /// Where in the journal this update began.
     begun: usize,
+    /// What an update takes here that nothing disturbs.
+    usual: Duration,
 }
+
+/// What an update is taken to take before one was seen.
+const USUAL: Duration = Duration::from_millis(500);
 
 impl Site {
     pub(super) fn new(program: &Path) -> io::Result<Self> {
@@ -102,8 +109,10 @@ impl Site {
             program: fs::read(program)?,
             kept,
             process: None,
+            leaves: false,
             version: String::from("1.0.0"),
             begun: 0,
+            usual: USUAL,
         })
     }
 
@@ -113,7 +122,9 @@ impl Site {
             if process.is_running() {
                 return Ok(());
             }
-            signal("KILL", &format!("-{}", process.pid()));
+            if !std::mem::take(&mut self.leaves) {
+                signal("KILL", &format!("-{}", process.pid()));
+            }
         }
         let mut command = self.network.node(&self.wrapper, ["control", "--allow-private-targets"]);
         command
@@ -166,7 +177,7 @@ impl Site {
         })
     }
 
-    fn kill(&self, victim: Victim) {
+    fn kill(&mut self, victim: Victim) {
         let Some(wrapper) = self.process.as_ref().map(NodeProcess::pid) else { return };
         match victim {
             Victim::Node => {
@@ -174,7 +185,10 @@ impl Site {
                     signal("KILL", &pid);
                 }
             }
-            Victim::Wrapper => signal("KILL", &wrapper.to_string()),
+            Victim::Wrapper | Victim::Keeper => {
+                self.leaves = victim == Victim::Keeper;
+                signal("KILL", &wrapper.to_string());
+            }
             Victim::Both => signal("KILL", &format!("-{wrapper}")),
         }
     }
@@ -267,7 +281,9 @@ impl Site {
             _ => None,
         };
         let mut kill = match fault {
-            Fault::Kill(victim, after) => Some((victim, begun + after)),
+            Fault::Kill(victim, at) => {
+                Some((victim, begun + self.usual * u32::try_from(at).unwrap_or(u32::MAX) / 1000))
+            }
             _ => None,
         };
         let mut again = matches!(fault, Fault::Stall(_)).then(|| begun + PATIENCE);
@@ -313,6 +329,9 @@ impl Site {
             }
             let is_back = disturbed.is_none_or(|mark| self.count(mark, is_ready) > 0);
             if is_over && filler.is_none() && is_back && self.serves() {
+                if fault == Fault::None {
+                    self.usual = begun.elapsed();
+                }
                 return self.outcome(&version, fault, &manifest);
             }
             std::thread::sleep(POLL);
