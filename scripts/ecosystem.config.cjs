@@ -31,8 +31,8 @@ const dir = installDir();
 // PM2 writes the environment of an app into files of its own, and gives it to every later start. So it gets what the
 // node is to have, and no secret, and nothing that speaks of one release: that would outlive an update.
 const TAKEN = ['HOME', 'PATH', 'LANG', 'TZ', 'SSL_CERT_FILE', 'SSL_CERT_DIR', 'NODE_HOST', 'NODE_PORT'];
+const SECRET = /TOKEN|SECRET|PASSWORD|PRIVATE|ADMIN/;
 const LEFT_OUT = [
-    'CONSENSUS_EMAIL_VERIFICATION_TOKEN',
     'CONSENSUS_NODE_VERSION',
     'CONSENSUS_NODE_COMMIT',
     'CONSENSUS_NODE_PLATFORM',
@@ -43,7 +43,8 @@ const LEFT_OUT = [
 ];
 const env = {};
 for (const [name, value] of Object.entries(environment)) {
-    if (TAKEN.includes(name) || (name.startsWith('CONSENSUS_') && !LEFT_OUT.includes(name))) {
+    const isSetting = name.startsWith('CONSENSUS_') && !LEFT_OUT.includes(name) && !SECRET.test(name);
+    if (TAKEN.includes(name) || isSetting) {
         env[name] = value;
     }
 }

@@ -244,10 +244,19 @@ watch() {
 
 main() {
     if [ -n "${CONSENSUS_NODE_ENV_FILE:-}" ]; then
-        set -a
-        # shellcheck source=/dev/null
-        . "$CONSENSUS_NODE_ENV_FILE"
-        set +a
+        # A path without a slash would be looked for in PATH, and one that is missing would end this shell.
+        case $CONSENSUS_NODE_ENV_FILE in
+        /*) ;;
+        *) CONSENSUS_NODE_ENV_FILE=./$CONSENSUS_NODE_ENV_FILE ;;
+        esac
+        if [ -r "$CONSENSUS_NODE_ENV_FILE" ]; then
+            set -a
+            # shellcheck source=/dev/null
+            . "$CONSENSUS_NODE_ENV_FILE"
+            set +a
+        else
+            say "$CONSENSUS_NODE_ENV_FILE cannot be read: starting without its settings"
+        fi
     fi
     here=$(cd "$(dirname "$0")" && pwd -P) || exit 70
     dir=${CONSENSUS_NODE_INSTALL_DIR:-}
