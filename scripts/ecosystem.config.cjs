@@ -55,16 +55,21 @@ if (!env.CONSENSUS_NODE_ENV_FILE && fs.existsSync(path.join(dir, 'node.env'))) {
     env.CONSENSUS_NODE_ENV_FILE = path.join(dir, 'node.env');
 }
 
+// What start-pm2.sh was given, one a line.
+const said = (environment.PM2_NODE_ARGUMENTS || '').split('\n').filter((argument) => argument !== '');
+
 const app = {
     name: environment.CONSENSUS_PM2_NAME || 'consensus-node',
-    script: path.join(dir, 'run-node.sh'),
-    args: ['run'],
-    interpreter: '/bin/sh',
+    // A script whose path has a blank in it PM2 would take for a command line.
+    script: '/bin/sh',
+    args: [path.join(dir, 'run-node.sh')].concat(said.length > 0 ? said : ['run']),
+    interpreter: 'none',
     cwd: dir,
     exec_mode: 'fork',
     instances: 1,
     env,
-    filter_env: true,
+    // Nothing else of the environment: every name has the empty text in it. PM2 takes `true` here for nothing at all.
+    filter_env: [''],
     autorestart: true,
     // From a second up to fifteen between restarts, and no number of them after which PM2 gives up: a network that is
     // away for a day is no reason to stay down.
@@ -74,6 +79,8 @@ const app = {
     kill_timeout: 60000,
     merge_logs: true,
     watch: false,
+    // PM2 need not look for a repository around the install directory.
+    vizion: false,
 };
 if (environment.CONSENSUS_PM2_LOG_DIR) {
     app.out_file = path.resolve(environment.CONSENSUS_PM2_LOG_DIR, app.name + '-out.log');

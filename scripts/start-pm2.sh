@@ -1,7 +1,7 @@
 #!/bin/sh
-# Has PM2 keep the node, or start it anew with these settings where PM2 has it already: start-pm2.sh. What the node is
-# to know of its network comes from the environment, or from node.env in the install directory; ecosystem.config.cjs
-# says which variables count.
+# Has PM2 keep the node, or start it anew with these settings where PM2 has it already: start-pm2.sh [ARGUMENT…]. The
+# arguments are the node's; without any, `run`. What the node is to know of its network comes from the environment, or
+# from node.env in the install directory; ecosystem.config.cjs says which variables count.
 #
 #   CONSENSUS_NODE_INSTALL_DIR  the install directory; default: the one that this script is in, else
 #                               ~/.consensus/node-runtime
@@ -41,7 +41,9 @@ main() {
     fi
     CONSENSUS_NODE_INSTALL_DIR=$dir
     CONSENSUS_PM2_NAME=$name
-    export CONSENSUS_NODE_INSTALL_DIR CONSENSUS_PM2_NAME
+    # One a line: a list of its own for the file that cannot see this script's.
+    PM2_NODE_ARGUMENTS=$(printf '%s\n' "$@")
+    export CONSENSUS_NODE_INSTALL_DIR CONSENSUS_PM2_NAME PM2_NODE_ARGUMENTS
     say "starting $name from $dir"
     pm2 startOrRestart "$here/ecosystem.config.cjs" --update-env
     pm2 save
