@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 wanted=$(sed -n 's/^PM2=//p' scripts/ensure-pm2.sh)
 folder=$PWD/target/pm2
-# Where PM2 is not wanted at all, ensure-pm2.sh only says what it would do.
+# What operators run, as far as it leaves this machine as it is.
 sh scripts/ensure-pm2.sh --dry-run
 if ! [ -x "$folder/node_modules/.bin/pm2" ]; then
     mkdir -p "$folder"
