@@ -321,7 +321,7 @@ struct Service {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand)]
 enum OfService {
-    Install(ServiceInstall),
+    Install(Box<ServiceInstall>),
     Uninstall(ServiceUninstall),
     Status(ServiceStatus),
 }

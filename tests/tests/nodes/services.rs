@@ -147,7 +147,7 @@ fn verify(unit: &Path, arguments: &[&str]) {
         }
         // Not `eprintln!`: the harness keeps that to itself.
         Err(_) => {
-            writeln!(io::stderr(), "\nskipped: units are not verified: there is no systemd-analyze").unwrap()
+            let _ = writeln!(io::stderr(), "\nskipped: units are not verified: there is no systemd-analyze");
         }
     }
 }
