@@ -12,5 +12,5 @@ pm2=$(command -v pm2)
 shells=("$@")
 [ ${#shells[@]} -gt 0 ] || shells=(blocking smol)
 for shell in "${shells[@]}"; do
-    cargo run -p consensus-testbed -- pm2 --pm2 "$pm2" --shell "$shell"
+    cargo run -p consensus-testbed -- supervise --pm2 "$pm2" --shell "$shell"
 done

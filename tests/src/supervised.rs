@@ -1,10 +1,14 @@
-//! A node under a real PM2: installed as a release, made a service, updated by the network, and taken away again.
+//! A node under a real supervisor: installed as a release, made a service, updated by the network, started again after a
+//! crash, and taken away.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
+use consensus_core::service::Supervisor;
 use consensus_core::tunnel::Mode;
 use serde_json::json;
 use shell_blocking::release::build::build;
@@ -27,15 +31,21 @@ const NAME: &str = "testbed-node";
 /// In the environment of whoever starts the node. PM2 writes the environments of its apps into files.
 const SECRET: (&str, &str) = ("CONSENSUS_EMAIL_VERIFICATION_TOKEN", "not-for-pm2");
 
-/// Put a node under a real PM2, have the network update it, and see that the new release runs and PM2 counts one restart.
+/// Where Debian, Fedora and Arch have it.
+const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+
+/// Put a node under a real PM2 or systemd, have the network update it, let it crash, and see that it comes back each time
+/// and that the supervisor counts what there was.
 ///
-/// Example: cargo run --release -p consensus-testbed -- pm2 --pm2 node_modules/.bin/pm2
+/// For systemd, /run/systemd/system has to be there: .ci/systemd.sh sees to it in a namespace.
+///
+/// Example: cargo run -p consensus-testbed -- supervise --pm2 node_modules/.bin/pm2
 #[derive(Clone, Debug, FromArgs)]
-#[argh(subcommand, name = "pm2")]
-pub struct Pm2 {
-    /// the program pm2
+#[argh(subcommand, name = "supervise")]
+pub struct Supervise {
+    /// the program pm2; without it, the systemd of a user is started
     #[argh(option)]
-    pub pm2: PathBuf,
+    pub pm2: Option<PathBuf>,
 
     /// which of the two programs: smol (default) or blocking
     #[argh(option, default = "Shell::Smol")]
@@ -44,11 +54,10 @@ pub struct Pm2 {
 
 /// Runs it; `true` when all of it came as it should.
 #[must_use]
-pub fn run(options: &Pm2) -> bool {
-    let result = Site::new(options).and_then(|site| {
-        let result = site.course();
-        // The daemon would stay; it is this site's alone.
-        let _ = site.pm2(&["kill"]);
+pub fn run(options: &Supervise) -> bool {
+    let result = Site::new(options).and_then(|mut site| {
+        let result = site.start().and_then(|()| site.course());
+        site.stop();
         result.map_err(|why| format!("{why}\n{}", site.story()))
     });
     if let Err(why) = &result {
@@ -61,38 +70,88 @@ struct Site {
     network: Network,
     program: PathBuf,
     dir: PathBuf,
-    pm2: PathBuf,
+    supervisor: Supervisor,
+    /// Where pm2 is.
+    tools: Option<PathBuf>,
+    systemd: Option<Child>,
 }
 
 impl Site {
-    fn new(options: &Pm2) -> Result<Self, String> {
+    fn new(options: &Supervise) -> Result<Self, String> {
         let failed = |error: std::io::Error| format!("setting up: {error}");
         let program = binaries::build(options.shell).map_err(failed)?;
-        let pm2 = fs::canonicalize(options.pm2.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+        let folder = |pm2: &PathBuf| fs::canonicalize(pm2.parent().unwrap_or(Path::new(".")));
+        let tools = options.pm2.as_ref().map(folder).transpose().map_err(failed)?;
+        let supervisor = if tools.is_some() { Supervisor::Pm2 } else { Supervisor::Systemd };
         let network = Network::start(false).map_err(failed)?;
         network.register_node().map_err(failed)?;
         fs::create_dir_all(network.home.root().join("machine")).map_err(failed)?;
         // A blank, for every script on the way.
         let dir = network.home.root().join("run time");
-        Ok(Self { network, program, dir, pm2 })
+        Ok(Self { network, program, dir, supervisor, tools, systemd: None })
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.network.home.root().join(name)
+    }
+
+    /// Starts the supervisor, where it does not start itself.
+    fn start(&mut self) -> Result<(), String> {
+        if self.supervisor != Supervisor::Systemd {
+            return Ok(());
+        }
+        let runtime = self.at("run");
+        let made = fs::create_dir(&runtime)
+            .and_then(|()| fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700)))
+            .and_then(|()| fs::File::create(self.at("systemd.log")));
+        let log = made.map_err(|error| format!("{}: {error}", runtime.display()))?;
+        let mut command = Command::new(SYSTEMD);
+        command.args(["--user", "--log-target=console"]).env_clear().env("HOME", self.network.home.root());
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("XDG_RUNTIME_DIR", &runtime);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        self.systemd = Some(child.map_err(|error| format!("{SYSTEMD}: {error}"))?);
+        let end = Instant::now() + LONG;
+        while !runtime.join("systemd/private").exists() {
+            let ended = self.systemd.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            if let Some(status) = ended {
+                return Err(format!("{SYSTEMD} --user ends, {status}: is there /run/systemd/system?"));
+            }
+            if Instant::now() >= end {
+                return Err(format!("{SYSTEMD} --user does not listen"));
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// The supervisor would stay; it is this site's alone.
+    fn stop(&mut self) {
+        match self.systemd.take() {
+            Some(mut child) => {
+                let _ = self.run(Path::new("systemctl"), &["--user", "exit"]);
+                let _ = child.wait();
+            }
+            None => {
+                let _ = self.run(Path::new("pm2"), &["kill"]);
+            }
+        }
     }
 
     /// Any program, with the environment of an operator whose PM2 is this site's.
     fn run(&self, program: &Path, arguments: &[&str]) -> Result<Exit, String> {
         let mut command = self.network.node(program, arguments);
-        let path = std::env::var("PATH").unwrap_or_default();
+        if let Some(tools) = &self.tools {
+            let path = std::env::var("PATH").unwrap_or_default();
+            command.env("PATH", format!("{}:{path}", tools.display()));
+        }
         command
-            .env("PATH", format!("{}:{path}", self.pm2.display()))
-            .env("PM2_HOME", self.network.home.root().join("pm2"))
+            .env("PM2_HOME", self.at("pm2"))
+            .env("XDG_RUNTIME_DIR", self.at("run"))
             .env("CONSENSUS_NODE_INSTALL_DIR", &self.dir)
             .env("CONSENSUS_PM2_NAME", NAME)
             .env("NODE_PORT", self.network.local_api.port().to_string())
             .env(SECRET.0, SECRET.1);
         NodeProcess::run(command, LONG).map_err(|error| format!("{}: {error}", program.display()))
-    }
-
-    fn pm2(&self, arguments: &[&str]) -> Result<Exit, String> {
-        self.run(Path::new("pm2"), arguments)
     }
 
     /// The installed program, to an exit code.
@@ -159,20 +218,25 @@ impl Site {
     fn course(&self) -> Result<(), String> {
         let begun = Instant::now();
         let done = |what: &str| println!("{:>5.1} s  {what}", begun.elapsed().as_secs_f64());
-        let tarball = self.network.home.root().join("first.tgz");
+        let (name, running) = match self.supervisor {
+            Supervisor::Pm2 => ("PM2", "online"),
+            _ => ("systemd", "active (running)"),
+        };
+        let tarball = self.at("first.tgz");
         fs::write(&tarball, self.tarball("1.0.0")?)
             .map_err(|error| format!("{}: {error}", tarball.display()))?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/install-release.sh");
         expect(&self.run(&script, &[&tarball.to_string_lossy()])?, 0, "install-release.sh")?;
         done("release 1.0.0 is installed by its script");
 
-        let install = ["service", "install", "--supervisor", "pm2", "--allow-private-targets"];
+        let supervisor = self.supervisor.name();
+        let install = ["service", "install", "--user", "--supervisor", supervisor, "--allow-private-targets"];
         self.node(&install, 0)?;
         self.ready(1)?;
-        let said = self.status(&["online", "1.0.0", "restarts  0"])?;
+        let said = self.status(&[running, "1.0.0", "restarts  0"])?;
         self.node(&install, 4)?;
         self.keeps_no_secret(&said)?;
-        done("start-pm2.sh has PM2 keep it, and it is connected");
+        done(&format!("{name} keeps it, and it is connected"));
 
         let tarball = self.tarball("1.1.0")?;
         let manifest = self.network.orchestrator.publish_release(release::manifest("1.1.0"), tarball);
@@ -181,40 +245,54 @@ impl Site {
         self.answer(self.network.orchestrator.apply_update(NODE_ID, "u-1", 0), "ack")?;
         self.ended(1, 1012)?;
         self.ready(2)?;
-        self.status(&["online", "1.1.0, proved", "restarts  1"])?;
-        let request = json!({ "target_url": self.network.upstream.url("/b/100"), "method": "GET" });
-        let answer = self.network.post(&format!("/node/tunnel/proxy/{NODE_ID}"), &request);
-        match answer {
-            Ok(answer) if answer.status == 200 => {}
-            other => return Err(format!("the new release does not serve: {other:?}")),
-        }
-        done("release 1.1.0 is connected, proved and serves; PM2 restarted once");
+        // PM2 is to see an update; to systemd it is the wrapper's own business.
+        let restarts = if self.supervisor == Supervisor::Pm2 { 1 } else { 0 };
+        let said = self.status(&[running, "1.1.0, proved", &format!("restarts  {restarts}")])?;
+        self.serves()?;
+        done(&format!("release 1.1.0 is connected, proved and serves; restarts that {name} counts: {restarts}"));
+
+        let node = node_of(&said)?;
+        expect(&self.run(Path::new("kill"), &["-KILL", &node])?, 0, "kill")?;
+        self.ready(3)?;
+        self.status(&[running, "1.1.0, proved", &format!("restarts  {}", restarts + 1)])?;
+        self.serves()?;
+        done(&format!("it was killed, and serves again; {name} counts one more"));
 
         self.node(&["service", "uninstall"], 0)?;
-        self.ended(2, 1000)?;
+        self.ended(3, 1000)?;
         self.node(&["service", "status"], 3)?;
-        let list = self.pm2(&["jlist"])?.stdout;
-        if list.contains(NAME) {
-            return Err(format!("PM2 still has it: {list}"));
+        if self.supervisor == Supervisor::Pm2 {
+            let list = self.run(Path::new("pm2"), &["jlist"])?.stdout;
+            if list.contains(NAME) {
+                return Err(format!("PM2 still has it: {list}"));
+            }
         }
-        done("PM2 has stopped it in good order and does not keep it any more");
+        done(&format!("{name} has stopped it in good order and does not keep it any more"));
         Ok(())
     }
 
-    /// Neither the node's process nor a file of PM2 has what only the operator should have.
+    fn serves(&self) -> Result<(), String> {
+        let request = json!({ "target_url": self.network.upstream.url("/b/100"), "method": "GET" });
+        match self.network.post(&format!("/node/tunnel/proxy/{NODE_ID}"), &request) {
+            Ok(answer) if answer.status == 200 => Ok(()),
+            other => Err(format!("the node does not serve: {other:?}")),
+        }
+    }
+
+    /// Neither the node's process nor a file of its supervisor has what only the operator should have.
     fn keeps_no_secret(&self, status: &str) -> Result<(), String> {
-        let pid = status.split("process ").nth(1).and_then(|rest| rest.split_whitespace().next());
-        let environment = fs::read(format!("/proc/{}/environ", pid.unwrap_or("none")))
-            .map_err(|error| format!("the environment of process {pid:?}: {error}"))?;
-        let saved = self.network.home.root().join("pm2/dump.pm2");
-        let saved = fs::read(&saved).map_err(|error| format!("{}: {error}", saved.display()))?;
-        for (what, data) in [("the node's environment", environment), ("PM2's file", saved)] {
+        let kept = match self.supervisor {
+            Supervisor::Pm2 => self.at("pm2/dump.pm2"),
+            _ => self.at(".config/systemd/user/consensus-node.service"),
+        };
+        for path in [PathBuf::from(format!("/proc/{}/environ", node_of(status)?)), kept] {
+            let data = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
             let text = String::from_utf8_lossy(&data);
             if !text.contains("CONSENSUS_NODE_INSTALL_DIR") {
-                return Err(format!("{what} does not have the node's settings"));
+                return Err(format!("{} does not have the node's settings", path.display()));
             }
             if text.contains(SECRET.1) {
-                return Err(format!("{what} has a secret of the operator"));
+                return Err(format!("{} has a secret of the operator", path.display()));
             }
         }
         Ok(())
@@ -224,15 +302,32 @@ impl Site {
     fn story(&self) -> String {
         let seen = self.network.orchestrator.journal().since(0);
         let mut story: Vec<String> = seen.iter().map(|(_, record)| record.to_string()).collect();
-        let logs = self.network.home.root().join("pm2/logs");
-        for entry in fs::read_dir(logs).into_iter().flatten().flatten() {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        let logs = fs::read_dir(self.at("pm2/logs")).into_iter().flatten().flatten();
+        for path in logs.map(|entry| entry.path()).chain([self.at("systemd.log")]) {
+            let text = fs::read_to_string(&path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            story.push(format!("{}:", entry.path().display()));
+            story.push(format!("{}:", path.display()));
             story.extend(lines[lines.len().saturating_sub(40)..].iter().map(ToString::to_string));
         }
         story.join("\n")
     }
+}
+
+/// The node's process: the child of the one that `service status` tells.
+fn node_of(status: &str) -> Result<String, String> {
+    let wrapper = status.split("process ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let wrapper = wrapper.ok_or_else(|| format!("there is no process in {status}"))?;
+    let path = format!("/proc/{wrapper}/task/{wrapper}/children");
+    let children = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+    // While a release is on probation, there is a nap beside it.
+    let is_node = |pid: &&str| {
+        fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.ends_with("bin/consensus-node"))
+    };
+    children
+        .split_whitespace()
+        .find(is_node)
+        .map(str::to_owned)
+        .ok_or_else(|| format!("{path} has no node: {children}"))
 }
 
 fn expect(exit: &Exit, code: i32, what: &str) -> Result<String, String> {
