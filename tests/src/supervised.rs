@@ -249,7 +249,9 @@ impl Site {
         let restarts = if self.supervisor == Supervisor::Pm2 { 1 } else { 0 };
         let said = self.status(&[running, "1.1.0, proved", &format!("restarts  {restarts}")])?;
         self.serves()?;
-        done(&format!("release 1.1.0 is connected, proved and serves; restarts that {name} counts: {restarts}"));
+        done(&format!(
+            "release 1.1.0 is connected, proved and serves; restarts that {name} counts: {restarts}"
+        ));
 
         let node = node_of(&said)?;
         expect(&self.run(Path::new("kill"), &["-KILL", &node])?, 0, "kill")?;

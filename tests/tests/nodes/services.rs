@@ -21,6 +21,31 @@ with_both_shells! {
     a_dry_run_changes_nothing_and_shows_no_value_of_a_setting
 }
 
+#[test]
+fn the_script_for_a_control_process_starts_again_what_ends_with_75_and_passes_a_stop_on() {
+    let world = World::new(Shell::Blocking, ODD);
+    let program = world.dir.join("releases").join(RELEASE).join("bin/consensus-node");
+    fs::remove_file(&program).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/run-control.sh");
+    let start = |body: &str| {
+        fs::write(&program, format!("#!/bin/sh\necho \"$*\" >>\"$HOME/starts\"\n{body}")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = world.lab.network.node(&script, ["--log", "two words"]);
+        command.env("CONSENSUS_NODE_INSTALL_DIR", &world.dir);
+        NodeProcess::spawn(command).unwrap()
+    };
+    let ended = start("[ $(wc -l <\"$HOME/starts\") -lt 3 ] && exit 75\nexit 7\n").wait(LONG).unwrap();
+    assert_eq!(ended.code, Some(7), "{}", ended.stderr());
+    let starts = fs::read_to_string(world.root.join("starts")).unwrap();
+    assert_eq!(starts, "control --log two words\n".repeat(3));
+    // A stop is passed on, and what ends with 75 then is not started again.
+    let node = start("trap 'kill $!; exit 75' TERM\necho here >&2\nwhile :; do sleep 60 & wait $!; done\n");
+    node.wait_for(0, LONG, |line| line.text == "here").unwrap();
+    node.terminate().unwrap();
+    assert_eq!(node.wait(LONG).unwrap().code, Some(75));
+    assert_eq!(fs::read_to_string(world.root.join("starts")).unwrap().lines().count(), 4);
+}
+
 /// The release that is installed.
 const RELEASE: &str = "0.1.0-1-1";
 
