@@ -28,6 +28,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// What PM2 calls the node.
 const NAME: &str = "testbed-node";
 
+/// Any ordinary user, by number.
+const OTHER_USER: &str = "1";
+
 /// In the environment of whoever starts the node. PM2 writes the environments of its apps into files.
 const SECRET: (&str, &str) = ("CONSENSUS_EMAIL_VERIFICATION_TOKEN", "not-for-pm2");
 
@@ -56,7 +59,10 @@ pub struct Supervise {
 #[must_use]
 pub fn run(options: &Supervise) -> bool {
     let result = Site::new(options).and_then(|mut site| {
-        let result = site.start().and_then(|()| site.course());
+        let result = site.start().and_then(|()| site.course()).and_then(|()| match site.supervisor {
+            Supervisor::Systemd => site.in_the_machines_unit(),
+            _ => Ok(()),
+        });
         site.stop();
         result.map_err(|why| format!("{why}\n{}", site.story()))
     });
@@ -271,6 +277,57 @@ impl Site {
         }
         done(&format!("{name} has stopped it in good order and does not keep it any more"));
         Ok(())
+    }
+
+    /// The node in the unit of the whole machine, with everything that it forbids, as a user of its own: it can still
+    /// update itself. What starts it is the systemd of a user all the same, so the unit is told where it is.
+    fn in_the_machines_unit(&self) -> Result<(), String> {
+        let begun = Instant::now();
+        let done = |what: &str| println!("{:>5.1} s  {what}", begun.elapsed().as_secs_f64());
+        let root = self.network.home.root().to_string_lossy().into_owned();
+        expect(&self.run(Path::new("chown"), &["-R", OTHER_USER, &root])?, 0, "chown")?;
+        let install =
+            ["service", "install", "--supervisor", "systemd", "--allow-private-targets", "--dry-run"];
+        let said = self.node(&install, 0)?;
+        let unit: String = said
+            .lines()
+            .skip_while(|line| !line.contains("/etc/systemd/system/"))
+            .filter_map(|line| line.strip_prefix("    "))
+            .filter(|line| !line.ends_with("network-online.target"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let settings = format!("{}/node.env", self.dir.display());
+        let unit = unit
+            .replace("multi-user.target", "default.target")
+            .replace("/etc/consensus-node/node.env", &settings);
+        let path = self.at(".config/systemd/user/consensus-node.service");
+        fs::write(&path, unit).map_err(|error| format!("{}: {error}", path.display()))?;
+        for arguments in [&["--user", "daemon-reload"][..], &["--user", "start", "consensus-node.service"]] {
+            expect(&self.run(Path::new("systemctl"), arguments)?, 0, "systemctl")?;
+        }
+        self.ready(4)?;
+        let said = self.status(&["active (running)", "1.1.0, proved"])?;
+        let node = node_of(&said)?;
+        let path = format!("/proc/{node}/status");
+        let its = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        for wanted in [&format!("Uid:\t{OTHER_USER}\t") as &str, "CapEff:\t0000000000000000", "Seccomp:\t2"] {
+            if !its.contains(wanted) {
+                return Err(format!("{path} does not have {wanted:?}:\n{its}"));
+            }
+        }
+        self.serves()?;
+        done("it runs in the machine's unit, as another user, without capabilities and behind seccomp");
+        let manifest =
+            self.network.orchestrator.publish_release(release::manifest("1.2.0"), self.tarball("1.2.0")?);
+        self.answer(self.network.orchestrator.prepare_update(NODE_ID, "u-2", manifest), "update_ready")?;
+        self.answer(self.network.orchestrator.apply_update(NODE_ID, "u-2", 0), "ack")?;
+        self.ended(4, 1012)?;
+        self.ready(5)?;
+        self.status(&["active (running)", "1.2.0, proved"])?;
+        self.serves()?;
+        done("it updated itself in there");
+        self.node(&["service", "uninstall"], 0)?;
+        self.ended(5, 1000)
     }
 
     fn serves(&self) -> Result<(), String> {
