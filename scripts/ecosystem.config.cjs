@@ -40,6 +40,9 @@ const LEFT_OUT = [
     'CONSENSUS_NODE_TARBALL_SHA256',
     'CONSENSUS_RELEASE_SIGNING_KEY_ID',
     'CONSENSUS_RELEASE_SIGNATURE',
+    'CONSENSUS_NODE_ARTIFACT_PATH',
+    'CONSENSUS_NODE_TARGET_VERSION',
+    'CONSENSUS_NODE_UPDATE_ID',
 ];
 const env = {};
 for (const [name, value] of Object.entries(environment)) {

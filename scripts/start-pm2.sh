@@ -14,6 +14,11 @@ say() {
     printf 'start-pm2: %s\n' "$*" >&2
 }
 
+# is_running FILE: whether the process in it is.
+is_running() {
+    [ -r "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null
+}
+
 main() {
     here=$(cd "$(dirname "$0")" && pwd -P)
     dir=${CONSENSUS_NODE_INSTALL_DIR:-}
@@ -44,9 +49,17 @@ main() {
     # One a line: a list of its own for the file that cannot see this script's.
     PM2_NODE_ARGUMENTS=$(printf '%s\n' "$@")
     export CONSENSUS_NODE_INSTALL_DIR CONSENSUS_PM2_NAME PM2_NODE_ARGUMENTS
+    # PM2 saves what it runs. What it saved before and does not run would be gone.
+    saves=1
+    pm2_home=${PM2_HOME:-${HOME:-}/.pm2}
+    if [ -s "$pm2_home/dump.pm2" ] && ! is_running "$pm2_home/pm2.pid"; then saves=0; fi
     say "starting $name from $dir"
     pm2 startOrRestart "$here/ecosystem.config.cjs" --update-env
-    pm2 save
+    if [ "$saves" -eq 1 ]; then
+        pm2 save
+    else
+        say "PM2 did not run, and its saved list was left as it is: see to it that \`pm2 list\` has all, then \`pm2 save\`"
+    fi
     say "PM2 itself starts with the machine once you have run what \`pm2 startup\` tells you"
 }
 

@@ -679,6 +679,28 @@ mod tests {
     }
 
     #[test]
+    fn service_has_three_subcommands_each_with_help_and_what_it_takes() {
+        for (command, name) in [
+            ("install", Name::ServiceInstall),
+            ("uninstall", Name::ServiceUninstall),
+            ("status", Name::ServiceStatus),
+        ] {
+            let invocation = of(&["service", command, "--user", "--supervisor=pm2"]).unwrap();
+            assert_eq!(invocation.command, name);
+            assert_eq!(
+                (&*invocation.options["--user"], &*invocation.options["--supervisor"]),
+                ("true", "pm2")
+            );
+            let text = help_of(&["service", command, "--help"]);
+            assert!(text.contains(&format!("consensus-node service {command}")), "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+        }
+        assert!(help_of(&["service", "--help"]).contains("uninstall"));
+        assert!(usage_of(&["service", "status", "--dry-run"]).contains("--dry-run"));
+        assert!(usage_of(&["service"]).contains("service --help"));
+    }
+
+    #[test]
     fn a_pem_is_a_value_though_it_begins_like_an_option_and_has_an_equals_sign() {
         let pem = "-----BEGIN PUBLIC KEY-----\nMCow=\n-----END PUBLIC KEY-----\n";
         for words in [&["eval", "--server-key", pem][..], &["eval", &format!("--server-key={pem}")]] {

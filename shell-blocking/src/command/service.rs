@@ -215,6 +215,14 @@ fn uninstall<R: Runtime>(servicing: &Servicing, surroundings: &mut Surroundings<
     if service.scope == Scope::Machine && service::uid() != 0 && !servicing.dry_run {
         return Err(usage(&format!("{}: run this as root", service.describe())));
     }
+    if service.supervisor == Supervisor::Pm2
+        && service::report(servicing, service).is_none()
+        && !servicing.dry_run
+    {
+        // One that is started for this alone has none of its apps, and would save that.
+        let text = format!("{}, and does not run it: `pm2 resurrect` first", service.describe());
+        return Err(Failure::internal(text));
+    }
     let install_dir = service::install_dir(service);
     carry_out(&plan::uninstall(service), servicing.dry_run, surroundings).map_err(Failure::internal)?;
     if servicing.dry_run {

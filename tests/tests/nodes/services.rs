@@ -46,6 +46,39 @@ fn the_script_for_a_control_process_starts_again_what_ends_with_75_and_passes_a_
     assert_eq!(fs::read_to_string(world.root.join("starts")).unwrap().lines().count(), 4);
 }
 
+#[test]
+fn the_list_of_a_pm2_that_does_not_run_is_left_as_it_is() {
+    let world = World::new(Shell::Blocking, ODD);
+    world.tool("pm2", "echo \"$1 $PM2_NODE_ARGUMENTS\" >>\"$HOME/calls\"\n");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/start-pm2.sh");
+    let start = || {
+        let mut command = world.lab.network.node(&script, ["run", "two words"]);
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", world.bin.display()));
+        command.env("CONSENSUS_NODE_INSTALL_DIR", &world.dir);
+        let exit = NodeProcess::run(command, LONG).unwrap();
+        let _ = fs::remove_file(world.root.join("calls.before"));
+        let calls = world.calls();
+        fs::rename(world.root.join("calls"), world.root.join("calls.before")).unwrap();
+        (exit, calls)
+    };
+    let (exit, calls) = start();
+    assert_ended(&exit, 0, &["pm2 startup"]);
+    assert_eq!(calls, ["startOrRestart run", "two words", "save run", "two words"]);
+    fs::create_dir(world.root.join(".pm2")).unwrap();
+    fs::write(world.root.join(".pm2/dump.pm2"), "[{\"name\":\"other\"},{\"name\":\"consensus-node\"}]")
+        .unwrap();
+    let (exit, calls) = start();
+    assert_ended(&exit, 0, &["left as it is"]);
+    assert_eq!(calls, ["startOrRestart run", "two words"]);
+    let exit = world.run(&["service", "uninstall"]);
+    assert_ended(&exit, 70, &["pm2 resurrect"]);
+    assert!(world.calls().is_empty());
+    // One that runs: this process, say.
+    fs::write(world.root.join(".pm2/pm2.pid"), std::process::id().to_string()).unwrap();
+    assert_eq!(start().1.len(), 4);
+}
+
 /// The release that is installed.
 const RELEASE: &str = "0.1.0-1-1";
 
