@@ -13,6 +13,9 @@
 #   CONSENSUS_NODE_PROBATION    seconds to reconnect; default: what was said at the installation, else 120
 #   CONSENSUS_NODE_STARTS       starts to reconnect in; default 3
 #   CONSENSUS_NODE_STOP_SECONDS how long a release that is ended may take for it; default 20
+#   CONSENSUS_NODE_ENV_FILE     a file with NAME="value" lines, read first: settings that the supervisor need not keep
+#   CONSENSUS_NODE_EXIT_ON_UPDATE  not empty: ends where another release was installed, with the node's exit code, and
+#                               leaves it to the supervisor to start that; it sees the update then, as a restart
 #
 # Run it under a supervisor that restarts it. One runs an install directory at a time: a second one ends with exit
 # code 73, and a node that outlived its own is ended before another is started. Every file is written beside its place
@@ -306,6 +309,21 @@ run_child() {
 }
 
 main() {
+    if [ -n "${CONSENSUS_NODE_ENV_FILE:-}" ]; then
+        # A path without a slash would be looked for in PATH, and one that is missing would end this shell.
+        case $CONSENSUS_NODE_ENV_FILE in
+        /*) ;;
+        *) CONSENSUS_NODE_ENV_FILE=./$CONSENSUS_NODE_ENV_FILE ;;
+        esac
+        if [ -r "$CONSENSUS_NODE_ENV_FILE" ]; then
+            set -a
+            # shellcheck source=/dev/null
+            . "$CONSENSUS_NODE_ENV_FILE"
+            set +a
+        else
+            say "$CONSENSUS_NODE_ENV_FILE cannot be read: starting without its settings"
+        fi
+    fi
     here=$(cd "$(dirname "$0")" && pwd -P) || exit 70
     dir=${CONSENSUS_NODE_INSTALL_DIR:-}
     if [ -z "$dir" ]; then
@@ -359,6 +377,7 @@ main() {
             # Not another one where this was the last good one in place of one whose link could not be changed.
             [ -n "$installed" ] && [ "$installed" != "$given_up" ] || exit "$code"
             say "release $started ended with exit code $code; another one is installed"
+            [ -z "${CONSENSUS_NODE_EXIT_ON_UPDATE:-}" ] || exit "$code"
             continue
         fi
         if [ "$on_probation" -eq 0 ] || [ "$proved" = "$started" ]; then

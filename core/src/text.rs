@@ -21,7 +21,7 @@ pub fn printable(text: &str) -> String {
 
 /// Neither a control character nor one that changes how its neighbours are shown (line and paragraph separators,
 /// directional marks and overrides, zero-width and tag characters).
-fn is_plain(c: char) -> bool {
+pub(crate) fn is_plain(c: char) -> bool {
     !c.is_control()
         && !matches!(c,
             '\u{00ad}' | '\u{061c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'

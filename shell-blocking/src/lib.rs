@@ -21,6 +21,7 @@ pub mod names;
 pub mod places;
 pub mod release;
 pub mod runtime_api;
+pub mod service;
 pub mod settings;
 pub mod signals;
 pub mod socket;

@@ -25,6 +25,7 @@ pub mod orchestrator;
 mod primitives;
 pub mod process;
 pub mod release;
+pub mod supervised;
 pub mod tls;
 pub mod trace;
 pub mod tunnel;

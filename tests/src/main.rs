@@ -13,6 +13,7 @@ use consensus_testbed::footprint::{self, Footprint};
 use consensus_testbed::load::{self, Load};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::{Journal, Orchestrator};
+use consensus_testbed::supervised::{self, Supervise};
 use consensus_testbed::trace::{self, CorpusCommand, ReplayCommand, ShowCommand};
 use consensus_testbed::tunnel::{self, TunnelCommand};
 
@@ -35,6 +36,7 @@ enum Command {
     Admission(Admission),
     Request(RequestCommand),
     Tunnel(TunnelCommand),
+    Supervise(Supervise),
     Replay(ReplayCommand),
     Show(ShowCommand),
     Corpus(CorpusCommand),
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Corpus(command) => return trace::run_corpus(&command),
         Command::Show(command) => return trace::run_show(&command),
         Command::Tunnel(command) => tunnel::run(&command),
+        Command::Supervise(options) => supervised::run(&options),
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -142,7 +142,7 @@ impl ReleaseKeys {
 
     /// The keys, in order.
     #[must_use]
-    pub(crate) fn as_slice(&self) -> &[[u8; 32]] {
+    pub fn as_slice(&self) -> &[[u8; 32]] {
         &self.0
     }
 

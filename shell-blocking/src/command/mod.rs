@@ -1,4 +1,4 @@
-//! The command line, the same for both shells: `eval register control start run verify update install release
+//! The command line, the same for both shells: `eval register control start run verify update install service release
 //! bench version`.
 
 mod bench;
@@ -7,6 +7,7 @@ mod node;
 mod options;
 mod register;
 mod release;
+mod service;
 mod update;
 mod verify;
 mod version;
@@ -95,6 +96,9 @@ fn dispatch<R: Runtime>(
     surroundings: &mut Surroundings<'_>,
 ) -> Result<u8, Failure> {
     let sources = Sources { options: &invocation.options, env: surroundings.env };
+    if let Name::ServiceInstall | Name::ServiceUninstall | Name::ServiceStatus = invocation.command {
+        return service::run::<R>(invocation.command, &sources, surroundings);
+    }
     let text = match invocation.command {
         Name::Version => Some(version::text::<R>(&sources)?),
         Name::Bump => Some(version::bump(&sources)?),
@@ -120,9 +124,14 @@ fn dispatch<R: Runtime>(
         Name::Register => register::run(runtime, &sources, &setup),
         Name::Bench => bench::run(runtime, &sources, &setup, surroundings.stdout, surroundings.colors),
         Name::Update => update::run(runtime, &sources, &setup, surroundings),
-        Name::Verify | Name::Version | Name::Bump | Name::Install | Name::Release => {
-            verify::run(runtime, &sources, &setup)
-        }
+        Name::Verify
+        | Name::Version
+        | Name::Bump
+        | Name::Install
+        | Name::Release
+        | Name::ServiceInstall
+        | Name::ServiceUninstall
+        | Name::ServiceStatus => verify::run(runtime, &sources, &setup),
     };
     match result {
         Err(Failure::Finish(finish)) => Ok(setup.finish(&finish)),

@@ -31,6 +31,9 @@ pub(super) enum Name {
     Verify,
     Update,
     Install,
+    ServiceInstall,
+    ServiceUninstall,
+    ServiceStatus,
     Release,
     Bench,
     Version,
@@ -263,6 +266,76 @@ subcommand! {
     }
 }
 
+subcommand! {
+    ServiceInstall "install",
+    "Have this machine's supervisor keep the node running, from now on and after every start of the machine: writes its \
+     unit and a file with the settings (mode 0600), and says each step. The settings are those of `run`, from options and \
+     from the environment; where neither names a server, the file with settings that is there counts. Ends with code 3 where \
+     the node is not installed or not registered, and 4 where a supervisor keeps it already.",
+    example: "{command_name} --server https://server.example",
+    [network tunnel release api serving common] {
+        (supervisor "NAME" "systemd, launchd or pm2 (default: what this machine has)")
+        (install_dir "DIR" "where the releases are (CONSENSUS_NODE_INSTALL_DIR; default: of this program's release, or ~/.consensus/node-runtime)")
+        (user "the supervisor of this user, which needs no root; PM2 is always that")
+        (dry_run "say what would be done, and do none of it")
+    }
+}
+
+subcommand! {
+    ServiceUninstall "uninstall",
+    "Stop the node and have no supervisor keep it any more. Releases, settings, identity and registration stay. Ends with \
+     code 3 where none keeps it.",
+    example: "{command_name} --dry-run",
+    [] {
+        (supervisor "NAME" "only this one: systemd, launchd or pm2")
+        (user "only the supervisor of this user")
+        (dry_run "say what would be done, and do none of it")
+    }
+}
+
+subcommand! {
+    ServiceStatus "status",
+    "Say which supervisor keeps the node, whether it runs and since when, and which release that is. Ends with code 0 where \
+     it runs, 3 where no supervisor keeps it, and 70 where one does and it does not run.",
+    example: "{command_name}",
+    [] {
+        (supervisor "NAME" "only this one: systemd, launchd or pm2")
+        (user "only the supervisor of this user")
+    }
+}
+
+// By hand: it has nothing but subcommands of its own.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "service",
+    description = "Have systemd, launchd or PM2 keep the node running.",
+    example = "{command_name} install --server https://server.example",
+    help_triggers("-h", "--help")
+)]
+struct Service {
+    #[argh(subcommand)]
+    nested: OfService,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+enum OfService {
+    Install(Box<ServiceInstall>),
+    Uninstall(ServiceUninstall),
+    Status(ServiceStatus),
+}
+
+impl Service {
+    fn into_invocation(self) -> Invocation {
+        match self.nested {
+            OfService::Install(options) => options.into_invocation(),
+            OfService::Uninstall(options) => options.into_invocation(),
+            OfService::Status(options) => options.into_invocation(),
+        }
+    }
+}
+
 // By hand: it is the one with an argument.
 #[derive(FromArgs, Debug)]
 #[argh(
@@ -385,8 +458,11 @@ impl Version {
         {command_name} run --help",
     error_code(0, "all that was asked was done"),
     error_code(2, "wrong usage: an option or a variable"),
-    error_code(3, "not registered, or not evaluated"),
-    error_code(4, "refused by the network, by the one-node-a-machine rule, or a release that is not taken"),
+    error_code(3, "not registered, or not evaluated; no service"),
+    error_code(
+        4,
+        "refused by the network, by the one-node-a-machine rule, a release that is not taken, or a service that is there"
+    ),
     error_code(5, "the network wants a payment first"),
     error_code(6, "the network requires another release"),
     error_code(69, "the network cannot be reached"),
@@ -410,6 +486,7 @@ enum Subcommand {
     Verify(Verify),
     Update(Update),
     Install(Install),
+    Service(Service),
     Release(Release),
     Bench(Bench),
     Version(Version),
@@ -454,6 +531,7 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
             Subcommand::Verify(options) => options.into_invocation(),
             Subcommand::Update(options) => options.into_invocation(),
             Subcommand::Install(options) => options.into_invocation(),
+            Subcommand::Service(options) => options.into_invocation(),
             Subcommand::Release(options) => options.into_invocation(),
             Subcommand::Bench(options) => options.into_invocation(),
             Subcommand::Version(options) => options.into_invocation(),
@@ -511,8 +589,8 @@ fn wrap(text: &str) -> String {
 /// argh's message in one line, with where to read more.
 fn usage_line(program: &str, words: &[&str], output: &str) -> String {
     let commands = [
-        "eval", "register", "control", "start", "run", "verify", "update", "install", "release", "bench",
-        "version",
+        "eval", "register", "control", "start", "run", "verify", "update", "install", "service", "release",
+        "bench", "version",
     ];
     let command = words.first().filter(|word| commands.contains(word));
     let help =
@@ -599,6 +677,28 @@ mod tests {
         let text = help_of(&["install", "--help"]);
         assert!(text.contains("CONSENSUS_NODE_ARTIFACT_PATH") && text.contains("--sha256 HEX"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+    }
+
+    #[test]
+    fn service_has_three_subcommands_each_with_help_and_what_it_takes() {
+        for (command, name) in [
+            ("install", Name::ServiceInstall),
+            ("uninstall", Name::ServiceUninstall),
+            ("status", Name::ServiceStatus),
+        ] {
+            let invocation = of(&["service", command, "--user", "--supervisor=pm2"]).unwrap();
+            assert_eq!(invocation.command, name);
+            assert_eq!(
+                (&*invocation.options["--user"], &*invocation.options["--supervisor"]),
+                ("true", "pm2")
+            );
+            let text = help_of(&["service", command, "--help"]);
+            assert!(text.contains(&format!("consensus-node service {command}")), "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+        }
+        assert!(help_of(&["service", "--help"]).contains("uninstall"));
+        assert!(usage_of(&["service", "status", "--dry-run"]).contains("--dry-run"));
+        assert!(usage_of(&["service"]).contains("service --help"));
     }
 
     #[test]

@@ -90,6 +90,17 @@ pub struct Standing {
     pub floor: Option<Version>,
 }
 
+/// The releases of an install directory, by the names of their folders.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Releases {
+    /// The one that is started next.
+    pub current: Option<String>,
+    /// The newest that proved itself.
+    pub last_good: Option<String>,
+    /// The one that was started last.
+    pub running: Option<String>,
+}
+
 /// Why a release was not installed or confirmed. Each says what happened to what.
 #[derive(Debug)]
 pub enum InstallError {
@@ -243,6 +254,23 @@ fn standing_of(dir: &Path, running: Option<&str>) -> Standing {
         floor: survey.floor(),
         rolled_back: survey.rolled_back.filter(|found| survey.current.as_ref() != Some(&found.release)),
     }
+}
+
+/// What there is in any install directory.
+///
+/// # Errors
+/// A file of it cannot be read or understood.
+pub fn releases(install_dir: &Path) -> Result<Releases, InstallError> {
+    let Survey { current, last_good, running, .. } = survey(install_dir)?;
+    Ok(Releases { current, last_good, running })
+}
+
+/// The install directory that this process is of. `None` where its program is no installed release's.
+#[must_use]
+pub fn own_dir() -> Option<PathBuf> {
+    let program = std::env::current_exe().and_then(fs::canonicalize).ok()?;
+    let dir = program.ancestors().nth(4)?.to_path_buf();
+    own_release(&dir).map(|_| dir)
 }
 
 /// The rollback that [`standing`] told was passed on, and is not told again.

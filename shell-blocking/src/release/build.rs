@@ -19,7 +19,18 @@ const MANIFEST: &str = "release-manifest.json";
 /// What is taken of the folder of scripts, where it is there: the folder of the archive it goes to, the folder it is
 /// taken from, and the ends of names. Everything else in the folder is for those who work on this project.
 const TAKEN: [(&str, &str, &[&str]); 3] = [
-    ("scripts", "", &["install-release.sh", "run-node.sh", "ecosystem.config.cjs", "ecosystem.config.js"]),
+    (
+        "scripts",
+        "",
+        &[
+            "ecosystem.config.cjs",
+            "ensure-pm2.sh",
+            "install-release.sh",
+            "run-control.sh",
+            "run-node.sh",
+            "start-pm2.sh",
+        ],
+    ),
     ("systemd", "systemd", &[".service", ".socket", ".timer", ".path"]),
     ("launchd", "launchd", &[".plist"]),
 ];

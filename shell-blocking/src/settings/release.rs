@@ -99,7 +99,7 @@ const SIGNATURE: Setting<String> =
     Setting::new("", &["CONSENSUS_RELEASE_SIGNATURE"], "1 to 1024 visible ASCII characters", |text| {
         read_token(text, 1024)
     });
-const RELEASE_KEYS: Setting<ReleaseKeys> = Setting::new(
+pub(super) const RELEASE_KEYS: Setting<ReleaseKeys> = Setting::new(
     "--release-key",
     &["CONSENSUS_RELEASE_KEYS"],
     "1 to 8 Ed25519 public keys, each as hex, base64url, JWK or PEM, or the path of a file with one; separated by commas",

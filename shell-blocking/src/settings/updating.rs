@@ -54,11 +54,11 @@ const INSTALL_DIR: Setting<PathBuf> = Setting::new(
     "the path of a folder (default ~/.consensus/node-runtime)",
     read_path,
 );
-const RETENTION: Setting<usize> =
+pub(super) const RETENTION: Setting<usize> =
     Setting::new("", &["CONSENSUS_NODE_RELEASE_RETENTION"], "a whole number from 2 to 100", |text| {
         read_number(text, 2, 100)
     });
-const COMMAND: Setting<String> = Setting::new(
+pub(super) const COMMAND: Setting<String> = Setting::new(
     "--update-command",
     &["CONSENSUS_NODE_UPDATE_COMMAND"],
     "one line for sh -c, at most 4096 bytes",
@@ -80,9 +80,10 @@ const UPDATE_ID: Setting<String> =
     Setting::new("", &["CONSENSUS_NODE_UPDATE_ID"], "at most 256 bytes", |text| {
         if text.len() > MAX_UPDATE_ID { Err(String::new()) } else { Ok(text.to_string()) }
     });
-const INTO: Setting<PathBuf> = Setting::new("--install-dir", INSTALL_DIR.env, INSTALL_DIR.allowed, read_path);
+pub(super) const INTO: Setting<PathBuf> =
+    Setting::new("--install-dir", INSTALL_DIR.env, INSTALL_DIR.allowed, read_path);
 const KEPT: Setting<usize> = Setting::new("--retention", RETENTION.env, RETENTION.allowed, RETENTION.read);
-const PROBATION: Setting<u32> = Setting::new(
+pub(super) const PROBATION: Setting<u32> = Setting::new(
     "--probation",
     &["CONSENSUS_NODE_PROBATION"],
     "a whole number of seconds from 1 to 86400",
