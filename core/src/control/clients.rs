@@ -192,6 +192,15 @@ impl<C: Crypto> Clients<C> {
         &self.spent
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// How many jobs have not come back, and what they hold in bytes.
+    pub(super) fn jobs_held(&self) -> (usize, usize) {
+        (self.jobs.given.len(), self.jobs.bytes)
+    }
+
     /// How many came by the local API.
     pub(super) fn locals(&self) -> usize {
         self.local.len()

@@ -27,6 +27,7 @@ use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
 use crate::data_plane::replay::{Before, Spent};
 use crate::event::Event;
+use crate::holdings::Holdings;
 use crate::io::{Audience, EffectId};
 use crate::limits::{HEARTBEAT_INTERVAL, Limits, MAX_STREAM_BODY, MAX_TUNNEL_BODY};
 use crate::outbox::Outbox;
@@ -113,6 +114,27 @@ impl<C: Crypto> Control<C> {
             flow: Flow::default(),
             counters: Counters::default(),
             draining: false,
+        }
+    }
+
+    /// The sizes of its queues and tables.
+    pub(crate) fn holdings(&self) -> Holdings {
+        let (sockets, socket_bytes) = self.sockets.held();
+        let (jobs, job_bytes) = self.clients.jobs_held();
+        Holdings {
+            outputs: 0,
+            requests: self.proxied.len(),
+            request_bytes: self.request_bytes,
+            streams: self.streams.len(),
+            ended_streams: self.streams.ended(),
+            sockets,
+            socket_bytes,
+            public_tunnels: self.tunnels.len(),
+            waiting: self.flow.len(),
+            clients: self.clients.len(),
+            jobs,
+            job_bytes,
+            spent_tickets: self.clients.spent().len(),
         }
     }
 

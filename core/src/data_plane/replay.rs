@@ -164,6 +164,11 @@ impl Spent {
         spent
     }
 
+    /// How many tickets are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
     /// The first `iat` that is taken, by the clock as it is now: it may have been set since the start.
     fn first(&self, now: Now) -> u64 {
         let passed = now.monotonic.saturating_sub(self.started.monotonic);
