@@ -288,7 +288,12 @@ mod tests {
         assert_eq!((told.update_id.as_deref(), told.version.as_str()), (Some("u-1.1.0"), "1.1.0"));
         directory.acknowledge();
         assert_eq!(directory.standing(&back.release).rolled_back, None);
-        assert!(directory.install(&order("1.1.0", 3), usize::MAX).unwrap_err().contains("failed before"));
+        assert!(
+            directory
+                .install(&order("1.1.0", 3), usize::MAX)
+                .unwrap_err()
+                .contains("failed on this machine before")
+        );
         directory.install(&order("1.2.0", 4), usize::MAX).unwrap();
         let next = directory.choose().unwrap();
         directory.confirm(&next.release);

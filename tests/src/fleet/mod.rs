@@ -235,3 +235,84 @@ fn resident_kib() -> u64 {
     let pages: Option<u64> = statm.split_whitespace().nth(1).and_then(|text| text.parse().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64 / 1024
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(nodes: u32, hours: u32, seed: u64) -> Settings {
+        Settings { nodes, hours, seed, ..Settings::default() }
+    }
+
+    #[test]
+    fn a_small_fleet_lives_through_its_day_whatever_the_seed() {
+        for seed in [1, 2] {
+            let outcome = simulate(&settings(60, 6, seed), 2);
+            let found: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
+            assert!(found.is_empty(), "{}", found.join("\n"));
+            assert_eq!(outcome.cores.len(), 60);
+            let counters = &outcome.figures.counters;
+            for (what, count) in [
+                ("connections were lost", counters.reconnects),
+                ("sessions were replaced", counters.replaced),
+                ("processes were killed", counters.killed),
+                ("clocks were set", counters.clocks_set),
+                ("handshakes were refused", counters.handshakes_refused),
+                ("streams were cut", counters.streams_cut),
+                ("requests failed", counters.requests_failed),
+                ("tickets were accepted", counters.tickets_accepted),
+                ("tickets were refused", counters.replays_refused),
+                ("updates were refused", counters.updates_refused),
+                ("rollbacks were told", counters.rollbacks_told),
+            ] {
+                assert!(count > 0, "seed {seed}: nothing was tried where {what}: {counters:?}");
+            }
+            // Three good releases, of which an outage may cost a node one.
+            assert!(counters.updates_done >= 2 * 60, "{counters:?}");
+            let (_, peak) = outcome.figures.peak(Duration::ZERO, outcome.plan.length);
+            assert!((20..=60).contains(&peak), "an outage brings them back together: {peak}");
+        }
+    }
+
+    #[test]
+    fn the_same_seed_says_the_same_on_any_number_of_threads_and_another_does_not() {
+        let text = |seed, threads, as_json| simulate(&settings(9, 3, seed), threads).text(as_json);
+        for as_json in [false, true] {
+            assert_eq!(text(7, 1, as_json), text(7, 3, as_json));
+        }
+        assert_ne!(text(7, 1, true), text(8, 1, true));
+    }
+
+    #[test]
+    fn a_node_alone_has_the_day_that_it_has_in_the_fleet() {
+        let fleet = settings(3, 2, 5);
+        let mut sum = Figures::new(&Plan::new(&fleet));
+        for only in 0..3 {
+            sum.add(&simulate(&Settings { only: Some(only), ..fleet.clone() }, 1).figures);
+        }
+        assert_eq!(sum, simulate(&fleet, 2).figures);
+    }
+
+    #[test]
+    fn whatever_is_planted_is_found_and_says_how_to_see_it_again() {
+        for (planted, told) in [
+            (Planted::ForgottenTickets, "was accepted a second time"),
+            (Planted::LostPrograms, "can be started"),
+            (Planted::OlderKept, "2 sessions"),
+            (Planted::Deaf, "no session"),
+            (Planted::LostCloses, "neither ended nor was answered"),
+        ] {
+            let settings = Settings { planted: Some(planted), ..settings(20, 6, 1) };
+            let outcome = simulate(&settings, 2);
+            let told_so = |violation: &&Violation| violation.what.contains(told);
+            let found = outcome.violations.iter().find(told_so);
+            let found = found.unwrap_or_else(|| panic!("{planted:?}: {:?}", outcome.violations));
+            let text = found.to_string();
+            let command = format!("fleet --nodes 20 --hours 6 --seed 1 --only {}", found.node);
+            assert!(text.ends_with(&command), "{text}");
+            let again = simulate(&Settings { only: Some(found.node), ..settings }, 1);
+            let at = |violation: &Violation| (violation.at, violation.what.clone());
+            assert_eq!(again.violations.iter().map(at).next(), Some(at(found)));
+        }
+    }
+}

@@ -82,7 +82,7 @@ pub(super) struct Outage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Worth {
     Good,
-    /// Its process ends soon after its start.
+    /// Its process ends before it is connected.
     Crashes,
     /// It runs and does not connect.
     Mute,
@@ -181,7 +181,7 @@ impl Plan {
         });
         let releases = releases.collect();
         // One that is over before anybody comes back, one of a minute, one of half an hour at the most.
-        let outages = [(0, 1), (20_000, 90_000), (300_000, 1_800_000)];
+        let outages = [(1, 1), (20_000, 90_000), (300_000, 1_800_000)];
         let part = busy / (outages.len() as u32 + 1);
         let outages = (1_u32..).zip(outages).map(|(number, (least, most))| {
             let from = part * number + dice.millis(0, u64::try_from(part.as_millis() / 4).unwrap_or(0));

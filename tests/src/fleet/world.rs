@@ -13,8 +13,8 @@ use consensus_core::io::{
     Outcome, Output, Response, SocketId, StateFile,
 };
 use consensus_core::limits::{
-    HANDSHAKE_TIMEOUT, HEARTBEAT_INTERVAL, Limits, OPEN_TIMEOUT, RECONNECT_FIRST, RECONNECT_JITTER,
-    RECONNECT_MAX,
+    HANDSHAKE_CLOCK_TOLERANCE, HANDSHAKE_TIMEOUT, HEARTBEAT_INTERVAL, Limits, OPEN_TIMEOUT, RECONNECT_FIRST,
+    RECONNECT_JITTER, RECONNECT_MAX,
 };
 use consensus_core::node::{Config, Node};
 use consensus_core::peer::orchestrator::Orchestrator;
@@ -553,7 +553,7 @@ impl<'p> World<'p> {
             self.after(PROBATION, What::ProbationOver { process: number });
         }
         if worth == Worth::Crashes {
-            let after = self.dice.millis(200, 4000);
+            let after = self.dice.millis(5, 40);
             self.after(after, What::Crash { process: number });
         }
         let node = Node::new(config, Sham, self.dice.bytes(), self.node_now());
@@ -988,7 +988,9 @@ impl<'p> World<'p> {
         self.check_holdings();
         let within = connected_within(&self.limits);
         let Some(process) = &self.process else { return };
-        if self.now < self.disturbed_until + within || process.worth != Worth::Good {
+        // A clock that is off keeps it out until somebody sets it, and a bad release until it is given up.
+        let is_kept_out = self.clock_off.unsigned_abs() > HANDSHAKE_CLOCK_TOLERANCE.as_secs();
+        if self.now < self.disturbed_until + within || is_kept_out || process.worth != Worth::Good {
             return;
         }
         let is_up = process.is_up;
