@@ -192,6 +192,11 @@ impl<C: Crypto> Clients<C> {
         &self.spent
     }
 
+    /// The network has said what time it is.
+    pub(super) fn hear_time(&mut self, server_seconds: u64) {
+        self.spent.hear_time(server_seconds);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.open.len()
     }
