@@ -98,8 +98,8 @@ pub enum Planted {
 pub struct Violation {
     /// Of which run.
     pub settings: Settings,
-    /// Which node.
-    pub node: u32,
+    /// Which node; none where it is about all of them.
+    pub node: Option<u32>,
     /// In virtual time.
     pub at: Duration,
     /// What does not hold.
@@ -109,13 +109,15 @@ pub struct Violation {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Settings { nodes, hours, seed, .. } = self.settings;
-        let Self { node, what, .. } = self;
-        write!(
-            f,
-            "seed {seed}, node {node}, at {}: {what}\nthat node alone: consensus-testbed fleet --nodes {nodes} \
-             --hours {hours} --seed {seed} --only {node}",
-            clock(self.at)
-        )
+        let (what, at) = (&self.what, clock(self.at));
+        let command = format!("consensus-testbed fleet --nodes {nodes} --hours {hours} --seed {seed}");
+        match self.node {
+            None => write!(f, "seed {seed}, at {at}: {what}\nthe same again: {command}"),
+            Some(node) => write!(
+                f,
+                "seed {seed}, node {node}, at {at}: {what}\nthat node alone: {command} --only {node}"
+            ),
+        }
     }
 }
 
@@ -184,7 +186,7 @@ pub fn simulate(settings: &Settings, threads: usize) -> Outcome {
     if peak > settings.nodes {
         let what = format!("{peak} handshakes in one second of {} nodes", settings.nodes);
         let at = Duration::from_secs(second);
-        violations.push(Violation { settings: settings.clone(), node: 0, at, what });
+        violations.push(Violation { settings: settings.clone(), node: None, at, what });
     }
     Outcome { plan, figures, violations, cores }
 }
@@ -263,6 +265,7 @@ mod tests {
                 ("tickets were accepted", counters.tickets_accepted),
                 ("tickets were refused", counters.replays_refused),
                 ("updates were refused", counters.updates_refused),
+                ("installations were cut off", counters.installs_cut),
                 ("rollbacks were told", counters.rollbacks_told),
             ] {
                 assert!(count > 0, "seed {seed}: nothing was tried where {what}: {counters:?}");
@@ -308,9 +311,9 @@ mod tests {
             let found = outcome.violations.iter().find(told_so);
             let found = found.unwrap_or_else(|| panic!("{planted:?}: {:?}", outcome.violations));
             let text = found.to_string();
-            let command = format!("fleet --nodes 20 --hours 6 --seed 1 --only {}", found.node);
+            let command = format!("fleet --nodes 20 --hours 6 --seed 1 --only {}", found.node.unwrap());
             assert!(text.ends_with(&command), "{text}");
-            let again = simulate(&Settings { only: Some(found.node), ..settings }, 1);
+            let again = simulate(&Settings { only: found.node, ..settings }, 1);
             let at = |violation: &Violation| (violation.at, violation.what.clone());
             assert_eq!(again.violations.iter().map(at).next(), Some(at(found)));
         }

@@ -219,6 +219,7 @@ impl World<'_> {
         if self.server.attached == Some(id) {
             self.server.attached = None;
         }
+        self.server.requests.clear();
         let before = self.server.streams.len();
         self.server.streams.retain(|_, stream| stream.link != id);
         self.figures.counters.streams_cut += (before - self.server.streams.len()) as u64;
@@ -480,7 +481,6 @@ impl World<'_> {
             Kind::Session => self.close_stream(link, stream_id),
             Kind::Raw { left } => {
                 *left = left.saturating_sub(data.len());
-                // Some wait for the target to hang up, which one in three does.
                 if *left == 0 {
                     self.close_stream(link, stream_id);
                 }

@@ -27,7 +27,7 @@ use consensus_core::update::{Install, Settings as Updates, Way};
 
 use super::directory::{Chosen, Directory};
 use super::figures::{Figures, clock};
-use super::plan::{Dice, Fault, Plan, START_SPREAD, Worth};
+use super::plan::{Dice, Fault, Plan, QUIET, START_SPREAD, Worth};
 use super::server::{Chore, Server};
 use super::sham::Sham;
 use super::sockets::Sockets;
@@ -332,7 +332,7 @@ impl<'p> World<'p> {
     pub(super) fn violated(&mut self, what: &str) {
         if self.violation.is_none() {
             let (settings, at, what) = (self.plan.settings.clone(), self.now, what.to_owned());
-            self.violation = Some(Violation { settings, node: self.number, at, what });
+            self.violation = Some(Violation { settings, node: Some(self.number), at, what });
         }
     }
 
@@ -550,6 +550,7 @@ impl<'p> World<'p> {
             updates: Updates { way: Way::Installer, standing, ..Updates::default() },
         };
         if chosen.on_probation {
+            self.may_be_killed_within(Duration::from_secs(1));
             self.after(PROBATION, What::ProbationOver { process: number });
         }
         if worth == Worth::Crashes {
@@ -895,7 +896,9 @@ impl<'p> World<'p> {
             Effect::Download(_) => self.dice.millis(1000, 20_000),
             Effect::Install(install) => {
                 process.installing = Some(install.clone());
-                self.dice.millis(200, 5000)
+                let time = self.dice.millis(200, 5000);
+                self.may_be_killed_within(time);
+                time
             }
             Effect::Inspect { .. }
             | Effect::Measure(_)
@@ -903,6 +906,15 @@ impl<'p> World<'p> {
             | Effect::AcknowledgeRollback => self.dice.millis(10, 200),
         };
         self.after(after, What::Effect { process: number, id, effect: Box::new(effect) });
+    }
+
+    /// At the moments that count it is killed more often than at others.
+    fn may_be_killed_within(&mut self, time: Duration) {
+        if self.now + QUIET < self.plan.length && self.dice.happens(4) {
+            let after = self.dice.millis(0, time.as_millis() as u64);
+            let fault = if self.dice.happens(50) { Fault::Kill } else { Fault::PowerCut };
+            self.after(after, What::Fault(fault(Duration::from_secs(1))));
+        }
     }
 
     /// What a target answers, and when. A ticket whose request is fetched was accepted.
@@ -1013,13 +1025,17 @@ impl<'p> World<'p> {
         if held.under_way() > 0 {
             return self.violated(&format!("at the end it holds what nobody waits for: {held:?}"));
         }
+        let survey = self.directory.survey();
+        if survey.rolled_back.is_some() {
+            return self.violated("at the end the network does not know of a release that was given up");
+        }
         // Every node was offered the last release, which is good. One that was given up all the same is not tried again.
         let Some(last) = self.plan.releases.last() else { return };
         let version = process.release.version.to_string();
         let is_refused = |failed: &consensus_core::update::records::Failed| {
             failed.version.to_string() == last.manifest.version
         };
-        if version != last.manifest.version && !self.directory.survey().all_refused().iter().any(is_refused) {
+        if version != last.manifest.version && !survey.all_refused().iter().any(is_refused) {
             let what = format!("it was offered {} and runs {version}", last.manifest.version);
             self.violated(&what);
         }
