@@ -145,6 +145,9 @@ pub(super) enum Fault {
     Client,
 }
 
+/// Draws the particulars of a fault.
+type Draw = fn(&mut Dice) -> Fault;
+
 fn manifest(version: &str, number: u8) -> Manifest {
     Manifest {
         download_url: Some(format!("https://network.example/releases/{version}.tgz")),
@@ -215,7 +218,7 @@ impl Plan {
             }
         };
         let at = |dice: &mut Dice| START_SPREAD + dice.millis(0, busy.as_millis() as u64);
-        let simple: [(u64, fn(&mut Dice) -> Fault); 4] = [
+        let simple: [(u64, Draw); 4] = [
             (30, |_| Fault::Cut),
             (10, |_| Fault::ServerLoses),
             (10, |_| Fault::NodeLoses),

@@ -200,12 +200,12 @@ impl World<'_> {
 
     fn server_says(&mut self, id: u64, data: Vec<u8>) {
         self.figures.counters.messages_down += 1;
-        self.to_node(id, |link| NodeInput::LinkBinary { link, data });
+        self.post(id, |link| NodeInput::LinkBinary { link, data });
     }
 
     fn server_closes(&mut self, id: u64, code: u16, reason: String) {
         self.server_loses(id);
-        self.to_node(id, |link| NodeInput::LinkEnded { link, end: LinkEnd::Closed { code, reason } });
+        self.post(id, |link| NodeInput::LinkEnded { link, end: LinkEnd::Closed { code, reason } });
         self.tidy();
     }
 

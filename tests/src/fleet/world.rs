@@ -453,7 +453,7 @@ impl<'p> World<'p> {
     /// The node learns that the connection broke.
     fn lose(&mut self, link: u64) {
         let end = LinkEnd::Lost { detail: "connection reset".into() };
-        self.to_node(link, |name| Input::LinkEnded { link: name, end });
+        self.post(link, |name| Input::LinkEnded { link: name, end });
     }
 
     fn lose_at_once(&mut self, link: u64, end: LinkEnd) {
@@ -480,7 +480,7 @@ impl<'p> World<'p> {
     }
 
     /// Something of a link is on its way to the node.
-    pub(super) fn to_node(&mut self, id: u64, input: impl FnOnce(LinkId) -> Input) {
+    pub(super) fn post(&mut self, id: u64, input: impl FnOnce(LinkId) -> Input) {
         let Some(name) = self.link(id).map(|link| link.name) else { return };
         if let Some(at) = self.travel(id, false) {
             self.at(at, What::ToNode { link: id, input: Box::new(input(name)) });
