@@ -1,33 +1,30 @@
 //! One node's day in virtual time: its machine (files, install directory, clock, supervisor), its connections, and its
-//! part of the server. The server's end is in [`server`](super::server), what raw tunnels lead to in
-//! [`sockets`](super::sockets).
+//! part of the server. What is done to the first two is in `machine` and `links`; the server's end is in
+//! [`server`](super::server), what raw tunnels lead to in [`sockets`](super::sockets).
+
+mod links;
+mod machine;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
-use consensus_core::data_plane::replay::Before;
 use consensus_core::event::Event;
 use consensus_core::io::{
-    Effect, EffectId, EffectResult, FetchError, FetchErrorKind, Finish, Input, LinkEnd, LinkId, OpenStage,
-    Outcome, Output, Response, SocketId, StateFile,
+    Effect, EffectId, EffectResult, Finish, Input, LinkEnd, LinkId, Outcome, Output, SocketId, StateFile,
 };
 use consensus_core::limits::{
-    HANDSHAKE_CLOCK_TOLERANCE, HANDSHAKE_TIMEOUT, HEARTBEAT_INTERVAL, Limits, OPEN_TIMEOUT, RECONNECT_FIRST,
-    RECONNECT_JITTER, RECONNECT_MAX,
+    HANDSHAKE_CLOCK_TOLERANCE, HANDSHAKE_TIMEOUT, HEARTBEAT_INTERVAL, Limits, OPEN_TIMEOUT, RECONNECT_JITTER,
+    RECONNECT_MAX,
 };
-use consensus_core::node::{Config, Node};
+use consensus_core::node::Node;
 use consensus_core::peer::orchestrator::Orchestrator;
-use consensus_core::release::manifest::Manifest;
-use consensus_core::state::{Jwk, Registration};
 use consensus_core::time::Now;
-use consensus_core::tunnel::Mode;
-use consensus_core::update::install::Order;
-use consensus_core::update::{Install, Settings as Updates, Way};
+use consensus_core::update::Install;
 
 use super::directory::{Chosen, Directory};
 use super::figures::{Figures, clock};
-use super::plan::{Dice, Fault, Plan, QUIET, START_SPREAD, Worth};
+use super::plan::{Dice, Fault, Plan, START_SPREAD, Worth};
 use super::server::{Chore, Server};
 use super::sham::Sham;
 use super::sockets::Sockets;
@@ -435,257 +432,6 @@ impl<'p> World<'p> {
         self.disturb(until);
     }
 
-    fn living_links(&self) -> Vec<u64> {
-        self.links.iter().map(|link| link.id).collect()
-    }
-
-    pub(super) fn link(&mut self, id: u64) -> Option<&mut Link> {
-        self.links.iter_mut().find(|link| link.id == id)
-    }
-
-    /// Nothing passes on it any more.
-    fn silence(&mut self, link: u64) {
-        if let Some(link) = self.link(link) {
-            link.is_silent = true;
-        }
-    }
-
-    /// The node learns that the connection broke.
-    fn lose(&mut self, link: u64) {
-        let end = LinkEnd::Lost { detail: "connection reset".into() };
-        self.post(link, |name| Input::LinkEnded { link: name, end });
-    }
-
-    fn lose_at_once(&mut self, link: u64, end: LinkEnd) {
-        let Some(link) = self.link(link).filter(|link| link.is_nodes) else { return };
-        link.is_nodes = false;
-        let name = link.name;
-        self.feed(Input::LinkEnded { link: name, end });
-    }
-
-    /// Links that neither end has any more are forgotten.
-    pub(super) fn tidy(&mut self) {
-        self.links.retain(|link| link.is_nodes || !matches!(link.seat, Seat::Gone));
-    }
-
-    /// When something that is sent now on that link arrives, or nothing where it does not.
-    fn travel(&mut self, id: u64, is_up: bool) -> Option<Duration> {
-        let jitter = self.dice.millis(0, 20);
-        let from = self.now.max(self.stalled_until);
-        let link = self.link(id).filter(|link| !link.is_silent)?;
-        let last = if is_up { &mut link.last_up } else { &mut link.last_down };
-        let at = (from + link.latency + jitter).max(*last);
-        *last = at;
-        Some(at)
-    }
-
-    /// Something of a link is on its way to the node.
-    pub(super) fn post(&mut self, id: u64, input: impl FnOnce(LinkId) -> Input) {
-        let Some(name) = self.link(id).map(|link| link.name) else { return };
-        if let Some(at) = self.travel(id, false) {
-            self.at(at, What::ToNode { link: id, input: Box::new(input(name)) });
-        }
-    }
-
-    /// Something of a link arrives at the node.
-    fn arrive(&mut self, id: u64, input: Input) {
-        let Some(link) = self.link(id).filter(|link| link.is_nodes) else { return };
-        match (&mut link.held, &input) {
-            (Some(held), Input::LinkBinary { .. }) => return held.push(input),
-            (_, Input::LinkEnded { .. }) => link.is_nodes = false,
-            _ => {}
-        }
-        self.feed(input);
-        self.tidy();
-    }
-
-    fn opened(&mut self, id: u64, is_open: bool) {
-        let is_open = is_open && self.now >= self.away_until;
-        let Some(link) = self.link(id).filter(|link| link.is_nodes) else { return self.tidy() };
-        let name = link.name;
-        if is_open {
-            link.seat = Seat::Open;
-            return self.feed(Input::LinkOpened { link: name });
-        }
-        self.figures.counters.unopened += 1;
-        let end = LinkEnd::Unopened { stage: OpenStage::Connect, detail: "connection refused".into() };
-        self.lose_at_once(id, end);
-        self.tidy();
-    }
-
-    /// The wrapper starts what is installed.
-    fn start(&mut self) {
-        if self.process.is_some() {
-            return;
-        }
-        let Some(chosen) = self.directory.choose() else {
-            return self.violated("there is no release that can be started");
-        };
-        if let Some(given_up) = &chosen.given_up {
-            self.given_up(&given_up.clone());
-        }
-        self.processes += 1;
-        self.figures.counters.processes += 1;
-        let number = self.processes;
-        let (manifest, worth) = self.release(&chosen.version.to_string());
-        if self.has_planted(Planted::ForgottenTickets) && self.files.contains_key(&StateFile::SpentTickets) {
-            let empty = br#"{"clean":true,"first":0,"tickets":[]}"#;
-            self.files.insert(StateFile::SpentTickets, empty.to_vec());
-        }
-        let spent = self.files.get(&StateFile::SpentTickets);
-        let mut registration = Registration::new(&self.node_id);
-        registration.orchestrator_pubkey = Some(Jwk::of_key(self.server.public_key(), "k"));
-        let standing = self.directory.standing(&chosen.release);
-        let config = Config {
-            mode: Some(Mode::Control),
-            tunnel_url: "wss://network.example/node/tunnel".into(),
-            server_key: Some(self.server.public_key()),
-            identity_seed: self.seed.into(),
-            candidate_id: None,
-            registration: Some(registration),
-            manifest,
-            limits: self.limits.clone(),
-            allow_private_targets: false,
-            spent_before: spent.map_or(Before::Never, |file| Before::from_file(file)),
-            updates: Updates { way: Way::Installer, standing, ..Updates::default() },
-        };
-        if chosen.on_probation {
-            self.may_be_killed_within(Duration::from_secs(1));
-            self.after(PROBATION, What::ProbationOver { process: number });
-        }
-        if worth == Worth::Crashes {
-            let after = self.dice.millis(5, 40);
-            self.after(after, What::Crash { process: number });
-        }
-        let node = Node::new(config, Sham, self.dice.bytes(), self.node_now());
-        self.say(&format!("process {number} of release {} starts", chosen.release));
-        self.process = Some(Process {
-            number,
-            node,
-            release: chosen,
-            worth,
-            wait: None,
-            sockets: Sockets::default(),
-            written: self.now,
-            installing: None,
-            sessions: 0,
-            failures: 0,
-            lost: None,
-            is_up: false,
-            is_stopping: false,
-            is_late: false,
-            finish: None,
-            down: Duration::from_secs(1),
-        });
-        self.disturb(self.now);
-        self.feed(Input::Tick);
-    }
-
-    fn release(&self, version: &str) -> (Manifest, Worth) {
-        let mut releases = self.plan.releases.iter();
-        match releases.find(|release| release.manifest.version == version) {
-            Some(release) => (release.manifest.clone(), release.worth),
-            None => (self.plan.first.clone(), Worth::Good),
-        }
-    }
-
-    fn given_up(&mut self, release: &str) {
-        self.say(&format!("the wrapper gives up {release}"));
-        self.figures.counters.updates_rolled_back += 1;
-        let version = release.split('-').next().unwrap_or_default();
-        if self.release(version).1 == Worth::Good {
-            self.figures.counters.good_rolled_back += 1;
-        }
-    }
-
-    fn probation_over(&mut self, number: u32) {
-        let Some(process) = self.process.as_mut().filter(|process| process.number == number) else { return };
-        if !self.directory.is_good(&process.release.release) {
-            process.is_late = true;
-            process.is_stopping = true;
-            self.feed(Input::Stop);
-        }
-    }
-
-    /// The process is no more. What it had not finished stays as it is.
-    fn end_process(&mut self, with_the_machine: bool) {
-        let Some(process) = self.process.take() else { return };
-        if let Some(install) = &process.installing {
-            let effects = self.dice.below(30) as usize;
-            self.figures.counters.installs_cut += 1;
-            let (manifest, _) = self.release(&install.version);
-            // Cut off, or done before it could be told.
-            let _ = self.install(&manifest, Some(install), effects);
-        }
-        for link in self.living_links() {
-            if with_the_machine {
-                self.silence(link);
-            }
-            self.node_lets_go(link);
-        }
-        self.tidy();
-        let is_clean = process.finish.is_some();
-        let is_updating = process.finish.is_some_and(|finish| finish.outcome == Outcome::Updating);
-        let Chosen { release, on_probation, .. } = &process.release;
-        let is_good = self.directory.is_good(release);
-        if process.is_late && !is_good {
-            self.directory.give_up(release, "it did not reconnect within 120 s");
-            self.given_up(&release.clone());
-        }
-        if self.has_planted(Planted::LostPrograms) && is_updating {
-            self.directory = Directory::default();
-        }
-        self.check_bootable();
-        // On the way to another release, or to the same once more, it is the wrapper that starts; else the supervisor.
-        let is_wrappers = is_updating || (*on_probation && !is_clean);
-        let down = if is_wrappers { Duration::from_secs(1) } else { process.down };
-        self.after(down, What::Start);
-        self.disturb(self.now + down);
-    }
-
-    fn check_bootable(&mut self) {
-        if !self.directory.is_bootable() {
-            self.violated("neither the current release nor the last good one can be started");
-        }
-    }
-
-    /// The node's end of a link is no more; the server learns of it, where anything passes.
-    fn node_lets_go(&mut self, id: u64) {
-        let Some(link) = self.link(id).filter(|link| link.is_nodes) else { return };
-        link.is_nodes = false;
-        if let Some(at) = self.travel(id, true) {
-            self.at(at, What::ToServer { link: id, data: None });
-        }
-    }
-
-    fn install(
-        &mut self,
-        manifest: &Manifest,
-        install: Option<&Install>,
-        effects: usize,
-    ) -> Result<(), String> {
-        let sha256 = install.map_or([0; 32], |install| install.sha256);
-        let order = Order {
-            version: manifest.version.parse().map_err(|_| manifest.version.clone())?,
-            sha256,
-            update_id: install.map(|install| install.update_id.clone()),
-            probation: PROBATION.as_secs(),
-            now: self.node_now().unix_seconds(),
-            process: self.processes,
-            own: self.process.as_ref().map(|process| process.release.release.clone()),
-            retention: 3,
-            allow_older: false,
-        };
-        let result = self.directory.install(&order, effects);
-        if self.directory.releases() > 3 + 2 {
-            self.violated(
-                "more releases are kept than are to be, the current and the last good one among them",
-            );
-        }
-        self.check_bootable();
-        result
-    }
-
     /// Gives the node an input, and does what it wants done.
     pub(super) fn feed(&mut self, input: Input) {
         let now = self.node_now();
@@ -783,75 +529,6 @@ impl<'p> World<'p> {
         self.end_process(false);
     }
 
-    fn id_of(&self, name: LinkId) -> Option<u64> {
-        let process = self.process.as_ref()?.number;
-        let link = self.links.iter().find(|link| link.process == process && link.name == name)?;
-        link.is_nodes.then_some(link.id)
-    }
-
-    fn send(&mut self, name: LinkId, data: Vec<u8>) {
-        self.figures.counters.messages_up += 1;
-        let Some(id) = self.id_of(name) else {
-            return self.violated("it sends on a link that is not open");
-        };
-        // Nothing of a frame is hidden, so what it says can be told.
-        let is_close = || data.windows(14).any(|bytes| bytes == b"\"stream_close\"");
-        if self.has_planted(Planted::LostCloses) && is_close() {
-            return;
-        }
-        if let Some(at) = self.travel(id, true) {
-            self.at(at, What::ToServer { link: id, data: Some(data) });
-        }
-    }
-
-    fn open_link(&mut self, name: LinkId) {
-        self.figures.counters.attempts += 1;
-        if self.links.iter().any(|link| link.is_nodes) {
-            self.violated("it opens a second link while it has one");
-        }
-        let latency = self.dice.millis(5, 150);
-        self.next_link += 1;
-        let id = self.next_link;
-        let Some(process) = &mut self.process else { return };
-        if let Some(lost) = process.lost {
-            let waited = self.now.saturating_sub(lost);
-            let least = RECONNECT_FIRST.saturating_mul(1 << process.failures.min(16)).min(RECONNECT_MAX);
-            let failures = process.failures;
-            process.failures += 1;
-            // As milliseconds are counted.
-            if waited < least || waited > least + RECONNECT_JITTER + Duration::from_millis(1) {
-                self.violated(&format!("after {failures} failures it comes back {waited:?} later"));
-            }
-        }
-        let Some(process) = &self.process else { return };
-        let is_open = process.worth != Worth::Mute && self.now >= self.away_until;
-        self.links.push(Link {
-            id,
-            process: process.number,
-            name,
-            latency,
-            last_up: self.now,
-            last_down: self.now,
-            is_silent: false,
-            is_nodes: true,
-            seat: Seat::Gone,
-            seat_wait: None,
-            held: None,
-        });
-        // TCP and TLS: there, back, there, back.
-        let from = self.now.max(self.stalled_until);
-        self.at(from + 4 * latency, What::Opened { link: id, is_open });
-    }
-
-    fn hold_link(&mut self, name: LinkId, hold: bool) {
-        let Some(id) = self.id_of(name) else { return };
-        let Some(link) = self.link(id) else { return };
-        let held = if hold { link.held.replace(Vec::new()) } else { link.held.take() };
-        for input in held.into_iter().flatten() {
-            self.at(self.now, What::ToNode { link: id, input: Box::new(input) });
-        }
-    }
-
     fn hear(&mut self, event: Event) {
         self.say(&event.to_string_if(self.plan.settings.only.is_some()));
         let Some(process) = &mut self.process else { return };
@@ -874,108 +551,6 @@ impl<'p> World<'p> {
             }
             Event::NotSent { .. } => self.violated("an answer was larger than a frame"),
             _ => {}
-        }
-    }
-
-    fn perform(&mut self, id: EffectId, effect: Effect) {
-        let Some(process) = &mut self.process else { return };
-        let number = process.number;
-        let after = match &effect {
-            Effect::Fetch(fetch) => {
-                let path = fetch.target.path_and_query.clone();
-                let (after, result) = self.fetch(&path);
-                let result = Box::new(EffectResult::Fetched(result));
-                return self.after(after, What::Fetched { process: number, id, result });
-            }
-            Effect::Write { .. } | Effect::Remove { .. } => {
-                // One after the other, on a disk that is slow at times.
-                let time = if self.dice.happens(95) { (1, 30) } else { (200, 1500) };
-                process.written = process.written.max(self.now) + self.dice.millis(time.0, time.1);
-                process.written.saturating_sub(self.now)
-            }
-            Effect::Download(_) => self.dice.millis(1000, 20_000),
-            Effect::Install(install) => {
-                process.installing = Some(install.clone());
-                let time = self.dice.millis(200, 5000);
-                self.may_be_killed_within(time);
-                time
-            }
-            Effect::Inspect { .. }
-            | Effect::Measure(_)
-            | Effect::ConfirmRelease
-            | Effect::AcknowledgeRollback => self.dice.millis(10, 200),
-        };
-        self.after(after, What::Effect { process: number, id, effect: Box::new(effect) });
-    }
-
-    /// At the moments that count it is killed more often than at others.
-    fn may_be_killed_within(&mut self, time: Duration) {
-        if self.now + QUIET < self.plan.length && self.dice.happens(4) {
-            let after = self.dice.millis(0, time.as_millis() as u64);
-            let fault = if self.dice.happens(50) { Fault::Kill } else { Fault::PowerCut };
-            self.after(after, What::Fault(fault(Duration::from_secs(1))));
-        }
-    }
-
-    /// What a target answers, and when. A ticket whose request is fetched was accepted.
-    fn fetch(&mut self, path: &str) -> (Duration, Result<Response, FetchError>) {
-        if let Some(ticket) = path.strip_prefix("/t/").and_then(|rest| rest.parse().ok()) {
-            self.ticket_accepted(ticket);
-        }
-        if self.dice.happens(3) {
-            let error = FetchError { kind: FetchErrorKind::Connect, detail: "refused".into() };
-            return (self.dice.millis(10, 3000), Err(error));
-        }
-        // Some do not answer in the time that a node has.
-        let after = if self.dice.happens(2) { Duration::from_secs(45) } else { self.dice.millis(20, 2000) };
-        let body = vec![b'x'; self.dice.below(1024) as usize];
-        let headers = vec![("content-type".to_owned(), "text/plain".to_owned())];
-        (after, Ok(Response { status: 200, reason: "OK".into(), headers, body }))
-    }
-
-    /// Carries out what has come to its end.
-    fn carry_out(&mut self, effect: Effect) -> EffectResult {
-        match effect {
-            Effect::Write { file, data } => {
-                self.files.insert(file, data);
-                EffectResult::Written(Ok(()))
-            }
-            Effect::Remove { file } => {
-                self.files.remove(&file);
-                EffectResult::Written(Ok(()))
-            }
-            Effect::Download(manifest) => EffectResult::Downloaded(if self.dice.happens(95) {
-                Ok(format!("/state/downloads/{}.tgz", manifest.version))
-            } else {
-                Err("the connection broke".into())
-            }),
-            Effect::Inspect { artifact } => {
-                let version = artifact.trim_start_matches("/state/downloads/").trim_end_matches(".tgz");
-                let (mut manifest, worth) = self.release(version);
-                if worth == Worth::Mislabelled {
-                    manifest.version = "0.9.0".into();
-                }
-                EffectResult::Inspected(Ok(Box::new(manifest)))
-            }
-            Effect::Install(install) => {
-                let (manifest, _) = self.release(&install.version);
-                if let Some(process) = &mut self.process {
-                    process.installing = None;
-                }
-                EffectResult::Installed(self.install(&manifest, Some(&install), usize::MAX))
-            }
-            Effect::ConfirmRelease => {
-                let running = self.process.as_ref().map(|process| process.release.release.clone());
-                let result = self.directory.confirm(&running.unwrap_or_default());
-                self.check_bootable();
-                result
-            }
-            Effect::AcknowledgeRollback => self.directory.acknowledge(),
-            Effect::Measure(_) => EffectResult::Measured(Err("nothing is measured here".into())),
-            Effect::Fetch(_) => {
-                let error = FetchError { kind: FetchErrorKind::Busy, detail: String::new() };
-                EffectResult::Fetched(Err(error))
-            }
         }
     }
 
