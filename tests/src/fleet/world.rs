@@ -356,7 +356,12 @@ impl<'p> World<'p> {
 
     /// Whether nothing has gone wrong since a while before that moment.
     pub(super) fn was_calm_since(&self, at: Duration) -> bool {
-        self.disturbed_until + connected_within(&self.limits) < at
+        self.disturbed_until + connected_within(&self.limits) < at && !self.is_kept_out()
+    }
+
+    /// A clock that is off keeps the node out until somebody sets it. What the server has of it may be long dead.
+    fn is_kept_out(&self) -> bool {
+        self.clock_off.unsigned_abs() > HANDSHAKE_CLOCK_TOLERANCE.as_secs()
     }
 
     fn is_current(&self, process: u32) -> bool {
@@ -575,9 +580,8 @@ impl<'p> World<'p> {
         self.check_holdings();
         let within = connected_within(&self.limits);
         let Some(process) = &self.process else { return };
-        // A clock that is off keeps it out until somebody sets it, and a bad release until it is given up.
-        let is_kept_out = self.clock_off.unsigned_abs() > HANDSHAKE_CLOCK_TOLERANCE.as_secs();
-        if self.now < self.disturbed_until + within || is_kept_out || process.worth != Worth::Good {
+        // A bad release keeps it out until it is given up.
+        if self.now < self.disturbed_until + within || self.is_kept_out() || process.worth != Worth::Good {
             return;
         }
         let is_up = process.is_up;
