@@ -102,6 +102,7 @@ pub mod event;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod guard;
+pub mod holdings;
 pub mod io;
 pub mod limits;
 pub mod node;

@@ -15,6 +15,7 @@ use crate::data_plane::job::{Computed, Job};
 use crate::data_plane::replay::{self, Before};
 use crate::eval::{self, Eval};
 use crate::event::Event;
+use crate::holdings::Holdings;
 use crate::io::{
     Audience, Effect, EffectId, EffectResult, Finish, Input, JobId, LocalId, LocalRequest, Outcome, Output,
     StateFile,
@@ -254,6 +255,15 @@ impl<C: Crypto> Node<C> {
         };
         let tunnel = self.tunnel.as_ref().map_or("none", Tunnel::state_name);
         [phase, ", tunnel ", tunnel].concat()
+    }
+
+    /// The sizes of its queues and tables, for whoever looks whether its memory is bounded.
+    #[must_use]
+    pub fn holdings(&self) -> Holdings {
+        let outputs = self.out.len();
+        self.control
+            .as_ref()
+            .map_or_else(Holdings::default, |control| Holdings { outputs, ..control.holdings() })
     }
 
     /// Runs a job at once, for a shell that has nowhere else to run it.

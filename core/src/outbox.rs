@@ -35,6 +35,11 @@ impl Outbox {
         id
     }
 
+    /// Outputs not yet polled.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     pub(crate) fn pop(&mut self) -> Option<Output> {
         self.queue.pop_front()
     }

@@ -15,6 +15,7 @@ pub mod data_plane;
 pub mod demo;
 pub mod dial;
 pub mod dns;
+pub mod fleet;
 pub mod floor;
 pub mod footprint;
 pub mod load;

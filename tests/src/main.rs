@@ -8,6 +8,7 @@ use consensus_testbed::admission::{self, Admission};
 use consensus_testbed::chaos::{self, Chaos};
 use consensus_testbed::data_plane::command::{self as request, RequestCommand};
 use consensus_testbed::demo::{self, Demo};
+use consensus_testbed::fleet::{self, Fleet};
 use consensus_testbed::floor::{self, Floor};
 use consensus_testbed::footprint::{self, Footprint};
 use consensus_testbed::load::{self, Load};
@@ -30,6 +31,7 @@ enum Command {
     Serve(Box<Options>),
     Chaos(Chaos),
     Demo(Demo),
+    Fleet(Fleet),
     Floor(Floor),
     Footprint(Footprint),
     Load(Load),
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve(*options),
         Command::Chaos(chaos) => chaos::run(&chaos),
         Command::Demo(demo) => demo::run(&demo),
+        Command::Fleet(fleet) => fleet::run(&fleet),
         Command::Floor(floor) => floor::run(&floor),
         Command::Footprint(footprint) => footprint::run(&footprint),
         Command::Load(load) => load::run(&load),

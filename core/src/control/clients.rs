@@ -192,6 +192,20 @@ impl<C: Crypto> Clients<C> {
         &self.spent
     }
 
+    /// The network has said what time it is.
+    pub(super) fn hear_time(&mut self, server_seconds: u64) {
+        self.spent.hear_time(server_seconds);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// How many jobs have not come back, and what they hold in bytes.
+    pub(super) fn jobs_held(&self) -> (usize, usize) {
+        (self.jobs.given.len(), self.jobs.bytes)
+    }
+
     /// How many came by the local API.
     pub(super) fn locals(&self) -> usize {
         self.local.len()

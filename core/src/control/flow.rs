@@ -34,6 +34,11 @@ impl Flow {
         self.waiting.push_back((end, source));
     }
 
+    /// How many messages wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// The next message that was taken, the tunnel being at that place of its traffic.
     pub(super) fn pop(&mut self, taken: u64) -> Option<Source> {
         let (end, source) = *self.waiting.front()?;

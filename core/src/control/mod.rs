@@ -27,6 +27,7 @@ use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
 use crate::data_plane::replay::{Before, Spent};
 use crate::event::Event;
+use crate::holdings::Holdings;
 use crate::io::{Audience, EffectId};
 use crate::limits::{HEARTBEAT_INTERVAL, Limits, MAX_STREAM_BODY, MAX_TUNNEL_BODY};
 use crate::outbox::Outbox;
@@ -116,6 +117,27 @@ impl<C: Crypto> Control<C> {
         }
     }
 
+    /// The sizes of its queues and tables.
+    pub(crate) fn holdings(&self) -> Holdings {
+        let (sockets, socket_bytes) = self.sockets.held();
+        let (jobs, job_bytes) = self.clients.jobs_held();
+        Holdings {
+            outputs: 0,
+            requests: self.proxied.len(),
+            request_bytes: self.request_bytes,
+            streams: self.streams.len(),
+            ended_streams: self.streams.ended(),
+            sockets,
+            socket_bytes,
+            public_tunnels: self.tunnels.len(),
+            waiting: self.flow.len(),
+            clients: self.clients.len(),
+            jobs,
+            job_bytes,
+            spent_tickets: self.clients.spent().len(),
+        }
+    }
+
     pub(crate) const fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -138,6 +160,7 @@ impl<C: Crypto> Control<C> {
 
     /// The session is up: the first heartbeat goes out at once.
     pub(crate) fn start(&mut self, context: &mut Context<'_, C>) {
+        self.clients.hear_time(context.tunnel.server_seconds());
         self.heartbeat(context);
     }
 

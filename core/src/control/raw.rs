@@ -46,6 +46,11 @@ impl Sockets {
         (MAX_SOCKET_READS / self.open.len().max(1)).clamp(1024, MAX_SOCKET_READ)
     }
 
+    /// How many there are, and the bytes that they have not taken.
+    pub(super) fn held(&self) -> (usize, usize) {
+        (self.open.len(), self.unsent)
+    }
+
     fn remove(&mut self, socket: SocketId) -> Option<Socket> {
         let removed = self.open.remove(&socket)?;
         self.unsent = self.unsent.saturating_sub(removed.unsent);

@@ -85,6 +85,11 @@ impl Streams {
         self.open.len()
     }
 
+    /// How many names of ended ones are remembered.
+    pub(super) fn ended(&self) -> usize {
+        self.ended.len()
+    }
+
     /// How many have something under way, as far as that can be known of streams of bytes.
     pub(super) fn active(&self) -> usize {
         let is_active = |stream: &&Stream| !matches!(stream, Stream::ProxySession(_));

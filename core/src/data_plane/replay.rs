@@ -17,6 +17,10 @@ use crate::wire::hex;
 /// Tickets kept; the oldest goes first.
 pub const CAPACITY: usize = 100_000;
 
+/// How long after its expiry a ticket is still handed on by name, in seconds. What is not handed on is refused by its
+/// age, and this is how far the clock may be ahead at a stop without refusing what is still good.
+const KEPT: u64 = 300;
+
 /// The largest file that is looked at: [`CAPACITY`] tickets have under 5 MB.
 pub const MAX_FILE: usize = 8 * 1024 * 1024;
 
@@ -68,6 +72,10 @@ impl Ticket {
 pub struct Spent {
     /// The first `iat` that is taken, by the clock as it was at the start.
     first: u64,
+    /// The first `iat` that is taken, by the issuer's clock: nobody sets that.
+    floor: u64,
+    /// The process before this one did not come to its end, and the issuer's clock is not known yet.
+    is_unclean: bool,
     started: Now,
     /// When each expires.
     names: HashMap<Name, u64, BuildHasherDefault<FirstBytes>>,
@@ -94,7 +102,10 @@ pub struct Left {
     /// The first `iat` that was taken: what the process before this one refused, the next one refuses too.
     #[serde(default)]
     first: u64,
-    /// The tickets that had not expired: hashed name, expiry.
+    /// The same by the issuer's clock: what expired long ago is not handed on by name.
+    #[serde(default)]
+    floor: u64,
+    /// The tickets that had not expired, or not long ago: hashed name, expiry.
     tickets: Vec<(String, u64)>,
 }
 
@@ -141,10 +152,13 @@ impl Spent {
     ///
     /// After a clean stop it goes on where it was, with what was refused then. Else tickets from before the start are refused: those older than
     /// the tolerance of the clocks where nothing can have been spent within it, and, after a process that was killed,
-    /// also those that an issuer whose clock is ahead may have issued before the start.
+    /// also those that an issuer whose clock is ahead may have issued before the start. As this machine's clock may have
+    /// been behind, none at all is taken then before [`hear_time`](Self::hear_time).
     #[must_use]
     pub fn new(started: Now, before: Before) -> Self {
-        let mut spent = Self { first: 0, started, names: HashMap::default(), order: VecDeque::new() };
+        let is_unclean = before == Before::Unclean;
+        let (names, order) = (HashMap::default(), VecDeque::new());
+        let mut spent = Self { first: 0, floor: 0, is_unclean, started, names, order };
         let seconds = started.unix_seconds();
         let after = seconds.saturating_add(CLOCK_TOLERANCE).saturating_add(1);
         match before {
@@ -153,6 +167,7 @@ impl Spent {
             Before::Clean(left) => {
                 // No later than a killed process would have it: the clock may have been set back since.
                 spent.first = left.first.min(after);
+                spent.floor = left.floor;
                 for (name, expires) in left.tickets {
                     let name = hex::decode(&name).and_then(|name| Name::try_from(name).ok());
                     // One that cannot be read is one that cannot be remembered.
@@ -162,6 +177,20 @@ impl Spent {
             }
         }
         spent
+    }
+
+    /// How many tickets are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// The issuer has said what time it is, in unix seconds. What it issued before that may have been spent by a process
+    /// that was killed, whatever this machine's clock said of it.
+    pub fn hear_time(&mut self, issuer_seconds: u64) {
+        if core::mem::take(&mut self.is_unclean) {
+            let after = issuer_seconds.saturating_add(CLOCK_TOLERANCE).saturating_add(1);
+            self.floor = self.floor.max(after);
+        }
     }
 
     /// The first `iat` that is taken, by the clock as it is now: it may have been set since the start.
@@ -180,7 +209,7 @@ impl Spent {
     /// # Errors
     /// [`SpendError`].
     pub fn spend(&mut self, ticket: &Ticket, now: Now) -> Result<(), SpendError> {
-        if ticket.issued_at < self.first(now) {
+        if self.is_unclean || ticket.issued_at < self.first(now).max(self.floor) {
             return Err(SpendError::BeforeStart);
         }
         if self.insert(ticket.name, ticket.expires_at) { Ok(()) } else { Err(SpendError::Replayed) }
@@ -200,16 +229,27 @@ impl Spent {
         true
     }
 
-    /// The file of a clean stop at that time: what a process that starts at once must know.
+    /// The file of a clean stop at that time: what a process that starts at once must know. The clock may be wrong, and
+    /// set right before that: every ticket is refused by its name or by its age, whatever the time is.
     #[must_use]
     pub fn file(&self, now: Now) -> Vec<u8> {
+        if self.is_unclean {
+            // What the process before spent is as unknown as it was.
+            return serving_file();
+        }
         let seconds = now.unix_seconds();
-        let alive = |name: &&Name| {
-            self.names.get(*name).is_some_and(|expires| expires.saturating_add(CLOCK_TOLERANCE) >= seconds)
-        };
-        let ticket = |name: &Name| (hex::encode(name), self.names.get(name).copied().unwrap_or(u64::MAX));
-        let tickets = self.order.iter().filter(alive).map(ticket).collect();
-        serde_json::to_vec(&Left { clean: true, first: self.first(now), tickets }).unwrap_or_default()
+        let (mut tickets, mut floor) = (Vec::new(), self.floor);
+        for name in &self.order {
+            let expires = self.names.get(name).copied().unwrap_or(u64::MAX);
+            if expires.saturating_add(KEPT) >= seconds {
+                tickets.push((hex::encode(name), expires));
+            } else {
+                // None is taken that was issued after its expiry, but for the tolerance of the clocks, both ways.
+                floor = floor.max(expires.saturating_add(2 * CLOCK_TOLERANCE).saturating_add(1));
+            }
+        }
+        let left = Left { clean: true, first: self.first(now), floor, tickets };
+        serde_json::to_vec(&left).unwrap_or_default()
     }
 }
 
@@ -252,6 +292,8 @@ mod tests {
             let before = Before::from_file(file);
             assert_eq!(before, Before::Unclean, "{}", String::from_utf8_lossy(file));
             let mut spent = Spent::new(at(START), before);
+            assert_eq!(spend(&mut spent, "a", START + 60), Err(SpendError::BeforeStart), "what time is it?");
+            spent.hear_time(START);
             // An issuer's clock may be ahead by the tolerance.
             assert_eq!(spend(&mut spent, "a", START + 5), Err(SpendError::BeforeStart));
             assert_eq!(spend(&mut spent, "a", START + 6), Ok(()));
@@ -262,22 +304,57 @@ mod tests {
     fn a_clean_stop_hands_the_window_on() {
         let mut first = Spent::new(at(START), Before::Never);
         assert_eq!(spend(&mut first, "old", START), Ok(()));
-        assert_eq!(spend(&mut first, "new", START + 60), Ok(()));
-        let file = first.file(at(START + 70));
+        assert_eq!(spend(&mut first, "new", START + 80), Ok(()));
+        let file = first.file(at(START + 60 + KEPT + 10));
         let Before::Clean(left) = Before::from_file(&file) else { panic!("{file:?}") };
-        assert_eq!(left.tickets.len(), 1, "what has expired is not carried on");
+        assert_eq!(left.tickets.len(), 1, "what expired long ago is not carried on by name");
         let mut second = Spent::new(at(START + 70), Before::Clean(left));
-        assert_eq!(spend(&mut second, "new", START + 60), Err(SpendError::Replayed));
-        assert_eq!(spend(&mut second, "unspent", START + 60), Ok(()), "no ticket is lost by a restart");
+        assert_eq!(spend(&mut second, "old", START), Err(SpendError::BeforeStart), "but by its age");
+        assert_eq!(spend(&mut second, "new", START + 80), Err(SpendError::Replayed));
+        assert_eq!(spend(&mut second, "unspent", START + 80), Ok(()), "no ticket is lost by a restart");
     }
 
     #[test]
     fn a_clean_stop_soon_after_a_killed_process_does_not_open_its_window() {
-        let unclean = Spent::new(at(START), Before::Unclean);
+        let mut unclean = Spent::new(at(START), Before::Unclean);
+        assert_eq!(
+            Before::from_file(&unclean.file(at(START + 2))),
+            Before::Unclean,
+            "it has learned nothing"
+        );
+        unclean.hear_time(START + 1);
         let mut next = Spent::new(at(START + 3), Before::from_file(&unclean.file(at(START + 2))));
         assert_eq!(spend(&mut next, "a", START - 20), Err(SpendError::BeforeStart), "it may have been spent");
-        assert_eq!(spend(&mut next, "a", START + 5), Err(SpendError::BeforeStart));
-        assert_eq!(spend(&mut next, "a", START + 6), Ok(()));
+        assert_eq!(spend(&mut next, "a", START + 6), Err(SpendError::BeforeStart));
+        assert_eq!(spend(&mut next, "a", START + 7), Ok(()));
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_at_a_restart_brings_no_ticket_back() {
+        let hour = Duration::from_secs(3600);
+        let set = |at: Now, hours: i8| Now {
+            unix: match hours {
+                1.. => at.unix + hour,
+                0 => at.unix,
+                ..0 => at.unix.saturating_sub(hour),
+            },
+            ..at
+        };
+        for (ahead_at_stop, ahead_at_start) in [(1, 0), (0, 1), (1, -1), (-1, 1), (0, -1), (-1, 0)] {
+            let mut first = Spent::new(at(START + 7200), Before::Never);
+            assert_eq!(spend(&mut first, "a", START + 7200), Ok(()));
+            let stop = set(at(START + 7210), ahead_at_stop);
+            let start = set(at(START + 7211), ahead_at_start);
+            let mut second = Spent::new(start, Before::from_file(&first.file(stop)));
+            let ticket = Ticket::new(&Pure, "a", START + 7200, START + 7260);
+            for now in [at(START + 7220), set(at(START + 7220), 1), set(at(START + 7220), -1)] {
+                assert!(second.spend(&ticket, now).is_err(), "{ahead_at_stop} {ahead_at_start}");
+            }
+        }
+        // Killed, and started by a clock that is behind: what was spent was not issued in the future.
+        let mut killed = Spent::new(at(START - 60), Before::Unclean);
+        killed.hear_time(START);
+        assert_eq!(spend(&mut killed, "a", START), Err(SpendError::BeforeStart));
     }
 
     #[test]
@@ -287,6 +364,7 @@ mod tests {
         let spend_at = |now: Now, before_now| {
             let issued_at = now.unix_seconds() - before_now;
             let mut spent = Spent::new(at(START), Before::Unclean);
+            spent.hear_time(now.unix_seconds() - 30);
             (spent.spend(&Ticket::new(&Pure, "a", issued_at, issued_at + 60), now), spent.file(now))
         };
         let ahead = now(at(START + 30).unix + an_hour);

@@ -288,7 +288,8 @@ mod tests {
     fn both_halves_agree_on_a_session_in_both_directions() {
         let (handshake, init) = start(Mode::Eval, None);
         let accepted = ask(&init, None, NOW).unwrap();
-        let mut node = handshake.finish(&accepted.message, Drbg::new([4; 32])).unwrap();
+        let (mut node, clock) = handshake.finish(&accepted.message, Drbg::new([4; 32])).unwrap();
+        assert_eq!(clock, NOW.unix_seconds());
         let mut server = accepted.session;
         assert_eq!(node.session_id(), server.session_id());
         let mut up = node.seal(FrameType::Data, FrameBuf::from_plaintext(b"up"));

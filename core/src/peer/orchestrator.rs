@@ -855,7 +855,7 @@ mod tests {
                 Handshake::start(Pure, &identity, claims, None, &mut Drbg::new([2; 32]), now);
             let key = *identity.public_key();
             let accepted = accept(&Pure, None, &init, |_| Some(key), &mut Drbg::new([3; 32]), now).unwrap();
-            let node = handshake.finish(&accepted.message, Drbg::new([4; 32])).unwrap();
+            let (node, _) = handshake.finish(&accepted.message, Drbg::new([4; 32])).unwrap();
             let server =
                 Orchestrator::new(Pure, accepted.session, accepted.caller, terms, Drbg::new([5; 32]), now);
             Self { node, server, now, events: Vec::new(), closed: None }

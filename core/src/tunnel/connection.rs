@@ -81,6 +81,8 @@ pub(crate) struct Tunnel<C: Crypto> {
     next_link: u64,
     bad_frames: u64,
     traffic: Traffic,
+    /// The server's clock as its last handshake said it, in unix seconds.
+    server_seconds: u64,
 }
 
 /// How much of what was given to the current link it has taken, and whether it is held.
@@ -123,6 +125,7 @@ impl<C: Crypto> Tunnel<C> {
             next_link: 0,
             bad_frames: 0,
             traffic: Traffic::default(),
+            server_seconds: 0,
         }
     }
 
@@ -136,6 +139,11 @@ impl<C: Crypto> Tunnel<C> {
             | State::Greeting { until, .. } => Some(*until),
             State::Up { ping, silence, .. } => Deadline::earlier(Some(*silence), Some(*ping)),
         }
+    }
+
+    /// The server's clock at the begin of the last session, in unix seconds; 0 before there was one.
+    pub(crate) const fn server_seconds(&self) -> u64 {
+        self.server_seconds
     }
 
     /// Whether there is a session on which messages can be sent.
@@ -397,7 +405,8 @@ impl<C: Crypto> Tunnel<C> {
             return None;
         };
         match handshake.finish(answer, context.rng.fork()) {
-            Ok(session) => {
+            Ok((session, server_seconds)) => {
+                self.server_seconds = server_seconds;
                 let until = context.now.deadline(HANDSHAKE_TIMEOUT, Reason::Ready);
                 self.state = State::Greeting { link, session, until };
                 let hello = Hello {

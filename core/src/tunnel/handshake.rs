@@ -196,11 +196,12 @@ impl<C: Crypto> Handshake<C> {
         (Self { crypto, secret, client_nonce, transcript, server_key }, message)
     }
 
-    /// Takes the server's answer. `nonces` will give the session's frames their nonces.
+    /// Takes the server's answer: the session, and the server's clock in unix seconds. `nonces` will give the session's
+    /// frames their nonces.
     ///
     /// # Errors
     /// The server rejected, or what it sent is no answer to this handshake.
-    pub fn finish(self, answer: &[u8], nonces: Drbg) -> Result<Session<C>, HandshakeError> {
+    pub fn finish(self, answer: &[u8], nonces: Drbg) -> Result<(Session<C>, u64), HandshakeError> {
         let malformed = |detail: &str| HandshakeError::Malformed(printable(detail));
         if answer.len() > MAX_HANDSHAKE {
             return Err(malformed("it is too long"));
@@ -241,7 +242,8 @@ impl<C: Crypto> Handshake<C> {
         if !constant_time_eq(named.as_bytes(), keys.session_id.as_str().as_bytes()) {
             return Err(HandshakeError::WrongSession);
         }
-        Ok(Session::new(self.crypto, keys, Role::Client, nonces))
+        let session = Session::new(self.crypto, keys, Role::Client, nonces);
+        Ok((session, seconds(fields.timestamp)))
     }
 }
 
@@ -290,7 +292,7 @@ mod tests {
             assert_eq!(serde_json::to_value(&init).unwrap(), vector["init"]);
             assert_eq!(hex::encode(&handshake.transcript), vector["transcript_hash_hex"].as_str().unwrap());
             let accept = serde_json::to_vec(&vector["accept"]).unwrap();
-            let mut node = handshake.finish(&accept, Drbg::new([0; 32])).unwrap();
+            let (mut node, _) = handshake.finish(&accept, Drbg::new([0; 32])).unwrap();
             assert_eq!(node.session_id(), vector["session_id"].as_str().unwrap());
 
             let (client_to_server, server_to_client) =
@@ -370,7 +372,7 @@ mod tests {
     }
 
     fn finish(handshake: Handshake<Pure>, answer: &Value) -> Result<Session<Pure>, HandshakeError> {
-        handshake.finish(&serde_json::to_vec(answer).unwrap(), Drbg::new([0; 32]))
+        handshake.finish(&serde_json::to_vec(answer).unwrap(), Drbg::new([0; 32])).map(|(session, _)| session)
     }
 
     fn key_of(seed: &[u8; 32]) -> [u8; 32] {
