@@ -256,6 +256,12 @@ impl<C: Crypto> Node<C> {
         [phase, ", tunnel ", tunnel].concat()
     }
 
+    /// What the control session holds, for the fuzz bodies.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn census(&self) -> Option<control::Census> {
+        self.control.as_ref().map(Control::census)
+    }
+
     /// Runs a job at once, for a shell that has nowhere else to run it.
     pub fn compute(&mut self, now: Now, job: JobId) {
         if let Some(job) = self.take_job(job) {

@@ -192,6 +192,12 @@ impl<C: Crypto> Clients<C> {
         &self.spent
     }
 
+    /// Connections, jobs and deadlines, for the fuzz bodies.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn held(&self) -> [usize; 3] {
+        [self.open.len(), self.jobs.given.len(), self.deadlines.len()]
+    }
+
     /// How many came by the local API.
     pub(super) fn locals(&self) -> usize {
         self.local.len()

@@ -88,6 +88,26 @@ pub(crate) struct Control<C: Crypto> {
     draining: bool,
 }
 
+/// What a control session holds: the fuzz bodies compare it with what it may.
+#[cfg(any(test, feature = "fuzzing"))]
+#[derive(Debug)]
+pub(crate) struct Census {
+    /// Names of open streams.
+    pub(crate) streams: alloc::collections::BTreeSet<String>,
+    /// Connections of raw tunnels, and the bytes that their targets have not taken.
+    pub(crate) sockets: usize,
+    pub(crate) unsent: usize,
+    /// Of the data plane: connections, jobs that are out, and steps that have a time.
+    pub(crate) clients: usize,
+    pub(crate) jobs: usize,
+    pub(crate) deadlines: usize,
+    /// Fetches under way, and the bytes of their bodies.
+    pub(crate) requests: usize,
+    pub(crate) request_bytes: usize,
+    /// Public tunnels that have an owner.
+    pub(crate) tunnels: usize,
+}
+
 impl<C: Crypto> Control<C> {
     pub(crate) fn new(
         registration: Option<&Registration>,
@@ -129,6 +149,24 @@ impl<C: Crypto> Control<C> {
     pub(crate) fn active(&self) -> Active {
         let streams = self.streams.active() + self.clients.locals();
         Active { requests: self.proxied.len(), streams }
+    }
+
+    /// All that is held, for the fuzz bodies.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn census(&self) -> Census {
+        let (sockets, unsent) = self.sockets.held();
+        let [clients, jobs, deadlines] = self.clients.held();
+        Census {
+            streams: self.streams.names(),
+            sockets,
+            unsent,
+            clients,
+            jobs,
+            deadlines,
+            requests: self.proxied.len(),
+            request_bytes: self.request_bytes,
+            tunnels: self.tunnels.len(),
+        }
     }
 
     /// What a process that starts after this one must know of its tickets.

@@ -41,6 +41,12 @@ enum Stage {
 }
 
 impl Sockets {
+    /// How many there are, and the bytes that they have not taken, for the fuzz bodies.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn held(&self) -> (usize, usize) {
+        (self.open.len(), self.unsent)
+    }
+
     /// What may be read of one at once.
     fn share(&self) -> usize {
         (MAX_SOCKET_READS / self.open.len().max(1)).clamp(1024, MAX_SOCKET_READ)

@@ -1,7 +1,11 @@
 //! A file system that loses, in a power cut, whatever nothing made durable: each change of a folder on its own, in any
 //! combination, and the content of files and links. Only a rename is one change.
 
+// Named one by one, because the fuzz body that shares this file is of a crate without a prelude of std.
 use std::collections::{BTreeMap, BTreeSet};
+use std::string::{String, ToString as _};
+use std::vec::Vec;
+use std::{format, vec};
 
 use consensus_core::update::install::Op;
 
