@@ -236,6 +236,11 @@ impl<C: Crypto> Control<C> {
     /// The server opens a stream.
     pub(crate) fn handle_stream_open(&mut self, context: &mut Context<'_, C>, open: StreamOpen) {
         let StreamOpen { stream_id, target } = open;
+        // Before the target is looked at: whoever is told that a target is unknown takes the stream for closed.
+        if self.streams.contains(&stream_id) {
+            let text = "a stream of that name is open";
+            return context.send(message::error(context.seconds(), Some(&stream_id), "stream_exists", text));
+        }
         let Some(target) = Target::parse(&target) else {
             let text = "this release has no streams of that kind";
             context.out.event(Event::Unsupported { what: ["a stream: ", text].concat() });
@@ -244,10 +249,6 @@ impl<C: Crypto> Control<C> {
             self.streams.refuse(&stream_id);
             return context.send(answer);
         };
-        if self.streams.contains(&stream_id) {
-            let text = "a stream of that name is open";
-            return context.send(message::error(context.seconds(), Some(&stream_id), "stream_exists", text));
-        }
         if self.draining {
             context.send(message::error(context.seconds(), Some(&stream_id), "node_draining", DRAINING));
             return self.close_stream(context, &stream_id, DRAINING);

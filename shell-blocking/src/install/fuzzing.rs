@@ -65,10 +65,15 @@ fn heads(archive: &[u8]) -> Vec<usize> {
     heads
 }
 
-/// An octal number.
+/// A number of a header: octal up to the first NUL, or binary where the first bit is set.
 fn number(field: &[u8]) -> Option<usize> {
-    let text = std::str::from_utf8(field).ok()?.trim_matches([' ', '\0']);
-    if text.is_empty() { Some(0) } else { usize::from_str_radix(text, 8).ok() }
+    if field[0] & 0x80 != 0 {
+        let last = field.last_chunk::<8>()?;
+        return usize::try_from(u64::from_be_bytes(*last)).ok();
+    }
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    let text = std::str::from_utf8(&field[..end]).ok()?.trim();
+    usize::from_str_radix(text, 8).ok()
 }
 
 fn mended(archive: &[u8]) -> Vec<u8> {
