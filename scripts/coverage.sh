@@ -22,7 +22,7 @@ export RUSTFLAGS='-C instrument-coverage' CARGO_TARGET_DIR=$PWD/target/coverage 
 export LLVM_PROFILE_FILE=$profiles/%p-%m.profraw
 # Unit tests, among them the corpora, and whole machines in virtual time. The model of the installer is left out: what it
 # runs, a corpus runs as well, in a hundredth of the time.
-run=(cargo test -p consensus-core --features fuzzing --lib --test virtual_time)
+run=(cargo test -p consensus-core --features fuzzing --lib --test virtual_time --test words)
 "${run[@]}" -- --quiet
 objects=()
 while read -r program; do
