@@ -3,12 +3,12 @@
 #
 # Records a demo of both programs, takes seeds from the traces, and adds those of them that reach something new to
 # fuzz/corpus. A FOLDER is one that a fuzzer grew, with a folder for each target: what is in it is added in the same way.
-# Inputs with a name stay; of the others each corpus keeps as many as fit, the smallest first.
+# Inputs with a name stay; of the others each corpus keeps few that cover all its edges, as many as fit, the smallest first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Bytes that a corpus may have, and an input.
-most=65536
+most=49152
 longest=4096
 
 work=$(mktemp -d)
@@ -34,7 +34,7 @@ for corpus in fuzz/corpus/*; do
         [ -d "$folder/$name" ] && from+=("$folder/$name")
     done
     cp -r "$work/named/." "$work/new"
-    "$built/$name" -merge=1 -max_len="$longest" "$work/new" "$corpus" "${from[@]}" >"$work/log" 2>&1 ||
+    "$built/$name" -set_cover_merge=1 -use_counters=0 -max_len="$longest" "$work/new" "$corpus" "${from[@]}" >"$work/log" 2>&1 ||
         { tail -n 20 "$work/log" >&2; exit 1; }
     size=$(cat "$work/named"/* 2>/dev/null | wc -c)
     rm -rf "$corpus" && cp -r "$work/named" "$corpus"
