@@ -40,7 +40,7 @@ struct Connection {
 #[derive(Debug, Arbitrary)]
 enum Frame {
     /// A request with its ticket.
-    Request { written: Written, wanted: Wanted, other: Option<Wanted> },
+    Request { written: Written, wanted: Box<Wanted>, other: Option<Box<Wanted>> },
     /// Something that was sealed all the same.
     Sealed { kind: u8, plaintext: Vec<u8> },
     /// Something.
@@ -112,7 +112,7 @@ fn connect(
         }
         Frame::Request { written, wanted, other } => {
             // The ticket may be for another request than the one that is sent with it.
-            let name = other.as_ref().unwrap_or(&wanted).defined();
+            let name = other.as_deref().unwrap_or(&wanted).defined();
             let claims = written.claims(name.as_deref().unwrap_or("none"), UNIX);
             let token = written.token(&claims);
             let is_paid = name.is_some() && name == by_map(&wanted).defined();

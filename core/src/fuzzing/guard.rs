@@ -259,7 +259,7 @@ fn addresses_alone(addresses: &[Address]) {
             assert!(!addresses.iter().any(|address| is_surely_private(*address)), "{addresses:?}");
         }
         Err(_) => {
-            assert!(addresses.is_empty() || addresses.iter().any(|address| !is_globally_reachable(*address)))
+            assert!(addresses.is_empty() || addresses.iter().any(|address| !is_globally_reachable(*address)));
         }
     }
 }

@@ -238,14 +238,10 @@ impl World {
                     self.awaited = Awaited::Saved;
                 }
                 Output::Notice(notice) => {
-                    assert!(!notice.text.chars().any(char::is_control), "{}", notice.text)
+                    assert!(!notice.text.chars().any(char::is_control), "{}", notice.text);
                 }
                 Output::Finish(finish) => {
-                    assert!(
-                        !finish.message.chars().any(char::is_control),
-                        "{:?}",
-                        finish.message.to_string()
-                    );
+                    assert!(!finish.message.chars().any(char::is_control), "{:?}", finish.message);
                     self.over = Some(finish.outcome);
                 }
                 Output::Wait => {}

@@ -308,7 +308,9 @@ impl Disk {
                     self.add(path, Node::Folder);
                 }
             }
-            Op::Write { path, data, .. } => self.write(path, String::from_utf8(data.clone()).unwrap()),
+            Op::Write { path, data, .. } => {
+                self.write(path, String::from_utf8(data.clone()).expect("a text"));
+            }
             Op::Copy { from, to, .. } => {
                 let Node::File(data) = self.bodies[self.find(from).expect(from)].node.clone() else {
                     panic!("{from} is no file")
