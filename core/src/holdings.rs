@@ -31,6 +31,8 @@ pub struct Holdings {
     pub waiting: usize,
     /// Clients of the data plane, at the local API and on streams.
     pub clients: usize,
+    /// Those of them that must take a step in time.
+    pub deadlines: usize,
     /// Jobs of the data plane that have not come back.
     pub jobs: usize,
     /// Bytes that these hold.
@@ -75,6 +77,7 @@ impl Holdings {
             ("bytes for sockets", self.socket_bytes, MAX_SOCKETS_UNSENT),
             ("public tunnels", self.public_tunnels, self.streams),
             ("clients", self.clients, max_streams),
+            ("deadlines of clients", self.deadlines, self.clients),
             ("jobs", self.jobs, MAX_JOBS),
             // There is always room for one job.
             ("bytes of jobs", self.job_bytes, MAX_JOB_BYTES.max(if self.jobs == 1 { usize::MAX } else { 0 })),

@@ -90,6 +90,9 @@
 extern crate alloc;
 #[cfg(any(test, feature = "std"))]
 extern crate std;
+// The model of a disk, which a test and a fuzz body share, names this crate from outside.
+#[cfg(any(test, feature = "fuzzing"))]
+extern crate self as consensus_core;
 
 mod api;
 pub mod bench;

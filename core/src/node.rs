@@ -266,6 +266,12 @@ impl<C: Crypto> Node<C> {
             .map_or_else(Holdings::default, |control| Holdings { outputs, ..control.holdings() })
     }
 
+    /// The names of the streams that are open, where there is a control session.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn stream_names(&self) -> Option<alloc::collections::BTreeSet<String>> {
+        self.control.as_ref().map(Control::stream_names)
+    }
+
     /// Runs a job at once, for a shell that has nowhere else to run it.
     pub fn compute(&mut self, now: Now, job: JobId) {
         if let Some(job) = self.take_job(job) {

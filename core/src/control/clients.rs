@@ -206,6 +206,11 @@ impl<C: Crypto> Clients<C> {
         (self.jobs.given.len(), self.jobs.bytes)
     }
 
+    /// How many connections must take a step in time.
+    pub(super) fn deadlines(&self) -> usize {
+        self.deadlines.len()
+    }
+
     /// How many came by the local API.
     pub(super) fn locals(&self) -> usize {
         self.local.len()

@@ -132,6 +132,7 @@ impl<C: Crypto> Control<C> {
             public_tunnels: self.tunnels.len(),
             waiting: self.flow.len(),
             clients: self.clients.len(),
+            deadlines: self.clients.deadlines(),
             jobs,
             job_bytes,
             spent_tickets: self.clients.spent().len(),
@@ -151,6 +152,11 @@ impl<C: Crypto> Control<C> {
     pub(crate) fn active(&self) -> Active {
         let streams = self.streams.active() + self.clients.locals();
         Active { requests: self.proxied.len(), streams }
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn stream_names(&self) -> alloc::collections::BTreeSet<String> {
+        self.streams.names()
     }
 
     /// What a process that starts after this one must know of its tickets.
@@ -221,6 +227,11 @@ impl<C: Crypto> Control<C> {
     /// The server opens a stream.
     pub(crate) fn handle_stream_open(&mut self, context: &mut Context<'_, C>, open: StreamOpen) {
         let StreamOpen { stream_id, target } = open;
+        // Before the target is looked at: whoever is told that a target is unknown takes the stream for closed.
+        if self.streams.contains(&stream_id) {
+            let text = "a stream of that name is open";
+            return context.send(message::error(context.seconds(), Some(&stream_id), "stream_exists", text));
+        }
         let Some(target) = Target::parse(&target) else {
             let text = "this release has no streams of that kind";
             context.out.event(Event::Unsupported { what: ["a stream: ", text].concat() });
@@ -229,10 +240,6 @@ impl<C: Crypto> Control<C> {
             self.streams.refuse(&stream_id);
             return context.send(answer);
         };
-        if self.streams.contains(&stream_id) {
-            let text = "a stream of that name is open";
-            return context.send(message::error(context.seconds(), Some(&stream_id), "stream_exists", text));
-        }
         if self.draining {
             context.send(message::error(context.seconds(), Some(&stream_id), "node_draining", DRAINING));
             return self.close_stream(context, &stream_id, DRAINING);

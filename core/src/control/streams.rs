@@ -112,6 +112,12 @@ impl Streams {
         self.ended_names.contains(stream_id)
     }
 
+    /// The names of the open ones, for the fuzz bodies.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        self.open.keys().cloned().collect()
+    }
+
     pub(super) fn insert(&mut self, stream_id: String, stream: Stream) {
         // A name that is used again lives again.
         if self.ended_names.remove(&stream_id) {

@@ -1,7 +1,11 @@
 //! A file system that loses, in a power cut, whatever nothing made durable: each change of a folder on its own, in any
 //! combination, and the content of files and links. Only a rename is one change.
 
+// Named one by one, because the fuzz body that shares this file is of a crate without a prelude of std.
 use std::collections::{BTreeMap, BTreeSet};
+use std::string::{String, ToString as _};
+use std::vec::Vec;
+use std::{format, vec};
 
 use consensus_core::update::install::Op;
 
@@ -20,11 +24,20 @@ pub(crate) enum Node {
 
 type Name = (usize, String);
 type Names = BTreeMap<Name, usize>;
+type Change = Vec<(Name, Option<usize>)>;
 
 #[derive(Clone, Debug)]
 struct Body {
     node: Node,
     durable: bool,
+}
+
+fn is_set(bits: u64, at: usize) -> bool {
+    bits >> (at % 64) & 1 == 1
+}
+
+fn some_of(bodies: &[usize], chosen: u64) -> BTreeSet<usize> {
+    bodies.iter().enumerate().filter(|(at, _)| is_set(chosen, *at)).map(|(_, body)| *body).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -35,7 +48,7 @@ pub(crate) struct Disk {
     /// As a power cut leaves it at the least.
     kept: Names,
     /// Changes that a power cut may or may not leave.
-    pending: Vec<Vec<(Name, Option<usize>)>>,
+    pending: Vec<Change>,
 }
 
 impl Disk {
@@ -68,35 +81,49 @@ impl Disk {
 
     /// All that a power cut can leave.
     pub(crate) fn trees_after_a_power_cut(&self) -> BTreeSet<Tree> {
-        // What nobody looks at, whatever is lost, need not be tried both ways.
         let counts = self.folders_that_count();
-        let of_interest = |change: &&Vec<(Name, Option<usize>)>| {
-            change.iter().any(|((folder, _), _)| counts.contains(folder))
-        };
-        let pending: Vec<_> = self.pending.iter().filter(of_interest).collect();
+        let pending = self.pending_in(&counts);
         assert!(pending.len() < 16, "{} changes at once", pending.len());
         let mut trees = BTreeSet::new();
-        for chosen in 0_u32..1 << pending.len() {
-            let mut names = self.kept.clone();
-            for (_, change) in pending.iter().enumerate().filter(|(at, _)| chosen >> at & 1 == 1) {
-                for (name, body) in *change {
-                    match body {
-                        Some(body) => names.insert(name.clone(), *body),
-                        None => names.remove(name),
-                    };
-                }
-            }
-            let is_soft = |((folder, name), body): (&Name, &usize)| {
-                let looked_at = counts.contains(folder) && !name.ends_with(".next");
-                (looked_at && !self.bodies[*body].durable).then_some(*body)
-            };
-            let soft: Vec<usize> = names.iter().filter_map(is_soft).collect();
-            for lost in 0_u32..1 << soft.len() {
-                let torn = soft.iter().enumerate().filter(|(at, _)| lost >> at & 1 == 1).map(|(_, b)| *b);
-                trees.insert(self.tree_of(&names, &torn.collect()));
+        for chosen in 0..1 << pending.len() {
+            let (names, soft) = self.left(&counts, &pending, chosen);
+            for lost in 0..1 << soft.len() {
+                trees.insert(self.tree_of(&names, &some_of(&soft, lost)));
             }
         }
         trees
+    }
+
+    /// One of these: each bit decides about one change, and about the content of one file.
+    pub(crate) fn tree_after_a_power_cut(&self, chosen: u64, lost: u64) -> Tree {
+        let counts = self.folders_that_count();
+        let (names, soft) = self.left(&counts, &self.pending_in(&counts), chosen);
+        self.tree_of(&names, &some_of(&soft, lost))
+    }
+
+    /// What nobody looks at, whatever is lost, need not be tried both ways.
+    fn pending_in(&self, counts: &BTreeSet<usize>) -> Vec<&Change> {
+        let of_interest = |change: &&Change| change.iter().any(|((folder, _), _)| counts.contains(folder));
+        self.pending.iter().filter(of_interest).collect()
+    }
+
+    /// The names that are left if those changes came through, and what of them may have lost its content.
+    fn left(&self, counts: &BTreeSet<usize>, pending: &[&Change], chosen: u64) -> (Names, Vec<usize>) {
+        let mut names = self.kept.clone();
+        for (_, change) in pending.iter().enumerate().filter(|(at, _)| is_set(chosen, *at)) {
+            for (name, body) in *change {
+                match body {
+                    Some(body) => names.insert(name.clone(), *body),
+                    None => names.remove(name),
+                };
+            }
+        }
+        let is_soft = |((folder, name), body): (&Name, &usize)| {
+            let looked_at = counts.contains(folder) && !name.ends_with(".next");
+            (looked_at && !self.bodies[*body].durable).then_some(*body)
+        };
+        let soft = names.iter().filter_map(is_soft).collect();
+        (names, soft)
     }
 
     /// Folders that something looks into, in any combination of what is pending: not those of `.partial` releases.
@@ -170,7 +197,7 @@ impl Disk {
         path.split('/').try_fold(0, |folder, name| self.seen.get(&(folder, name.to_string())).copied())
     }
 
-    fn change(&mut self, change: Vec<(Name, Option<usize>)>) {
+    fn change(&mut self, change: Change) {
         for (name, body) in &change {
             match body {
                 Some(body) => self.seen.insert(name.clone(), *body),
@@ -281,7 +308,9 @@ impl Disk {
                     self.add(path, Node::Folder);
                 }
             }
-            Op::Write { path, data, .. } => self.write(path, String::from_utf8(data.clone()).unwrap()),
+            Op::Write { path, data, .. } => {
+                self.write(path, String::from_utf8(data.clone()).expect("a text"));
+            }
             Op::Copy { from, to, .. } => {
                 let Node::File(data) = self.bodies[self.find(from).expect(from)].node.clone() else {
                     panic!("{from} is no file")

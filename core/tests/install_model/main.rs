@@ -445,3 +445,22 @@ fn every_sync_is_needed_by_the_model_or_named_here() {
     let needless: Vec<_> = labels.iter().filter(|label| !is_missed(label)).collect();
     assert_eq!(needless, NEEDLESS);
 }
+
+#[test]
+fn one_power_cut_leaves_one_of_all_that_it_can() {
+    let [_, (tree, _)] = beginnings();
+    let mut disk = Disk::of(&tree);
+    for op in [
+        Op::Write { path: "floor.next".into(), data: b"2.0.0\n".into(), mode: 0o644 },
+        Op::Rename { from: "floor.next".into(), to: "floor".into() },
+        Op::Write { path: "refused".into(), data: vec![], mode: 0o644 },
+        Op::Remove { path: "last-good".into() },
+    ] {
+        disk.perform(&op);
+    }
+    let all = disk.trees_after_a_power_cut();
+    let some: BTreeSet<Tree> =
+        (0..256).map(|choice| disk.tree_after_a_power_cut(choice, choice >> 4)).collect();
+    assert_eq!(some, all);
+    assert!(all.len() > 8, "{}", all.len());
+}

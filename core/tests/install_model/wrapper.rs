@@ -1,5 +1,9 @@
 //! `scripts/run-node.sh`, its functions by their names, as effects on a disk.
 
+use std::string::String;
+use std::vec::Vec;
+use std::{format, vec};
+
 use consensus_core::update::install::Op;
 
 use super::disk::Tree;

@@ -475,6 +475,18 @@ fn answers_to_an_owners_pings_count_as_what_they_take() {
 }
 
 #[test]
+fn an_open_stream_is_not_told_to_be_unknown_whatever_is_opened_under_its_name() {
+    let mut world = serving();
+    send(&mut world, open("s", "proxy-session"));
+    send(&mut world, open("s", r#"{"kind":"dance"}"#));
+    assert_eq!(
+        errors(&world, "s"),
+        ["stream_exists"],
+        "`unsupported_stream_target` would end it at the server"
+    );
+}
+
+#[test]
 fn streams_over_the_limit_are_refused_and_counted() {
     let mut config = paid_config();
     config.limits.max_streams = 2;

@@ -3,6 +3,8 @@
 //! What is done, and in which order, is [`consensus_core::update::install`]'s business; its files are described in
 //! [`consensus_core::update::records`]. Here it is carried out, by one process at a time.
 
+#[cfg(test)]
+mod fuzzing;
 mod unpack;
 
 use std::fmt;
@@ -24,7 +26,7 @@ use consensus_core::wire::hex;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use self::unpack::{Artifact, Contents, Wanted};
+use self::unpack::{Artifact, Contents, Trouble, Wanted};
 use crate::system;
 
 /// The lock file. It stays: who removes one can take it from under another.
@@ -139,25 +141,6 @@ impl std::error::Error for InstallError {}
 impl From<NotDone> for InstallError {
     fn from(why: NotDone) -> Self {
         Self::NotDone(why)
-    }
-}
-
-/// What can go wrong with an artifact.
-#[derive(Debug)]
-enum Trouble {
-    Refused(Refused),
-    Io(io::Error),
-}
-
-impl From<Refused> for Trouble {
-    fn from(refused: Refused) -> Self {
-        Self::Refused(refused)
-    }
-}
-
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
     }
 }
 

@@ -15,8 +15,6 @@ use consensus_core::wire::hex;
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-use super::Trouble;
-
 /// A block of a tar archive.
 const BLOCK: u64 = 512;
 
@@ -25,6 +23,25 @@ const MAX_PADDING: u64 = 1024 * 1024;
 
 /// Bytes that are read or unpacked at once.
 const CHUNK: usize = 64 * 1024;
+
+/// What can go wrong with an artifact.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    Refused(Refused),
+    Io(io::Error),
+}
+
+impl From<Refused> for Trouble {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
 
 /// What an artifact must be.
 pub(super) struct Wanted<'a> {
@@ -84,20 +101,29 @@ impl Artifact {
     /// not durable yet, and on an error half there.
     pub(super) fn unpack(&mut self, wanted: &Wanted<'_>, into: Option<&Path>) -> Result<Contents, Trouble> {
         self.file.rewind()?;
-        let mut inflating = Inflating::new(&mut self.file);
-        let contents = read_archive(&mut inflating, wanted, into);
-        // What is wrong with the compression comes through the archive's reader as an error of input.
-        if let Some(refused) = inflating.refused.take() {
-            return Err(refused.into());
+        read(&mut self.file, wanted, into)
+    }
+}
+
+/// Reads an artifact to its end, wherever it comes from.
+pub(super) fn read(
+    from: &mut dyn Read,
+    wanted: &Wanted<'_>,
+    into: Option<&Path>,
+) -> Result<Contents, Trouble> {
+    let mut inflating = Inflating::new(from);
+    let contents = read_archive(&mut inflating, wanted, into);
+    // What is wrong with the compression comes through the archive's reader as an error of input.
+    if let Some(refused) = inflating.refused.take() {
+        return Err(refused.into());
+    }
+    let contents = contents?;
+    let found: [u8; 32] = inflating.hashing.finalize().into();
+    match wanted.sha256 {
+        Some(wanted) if wanted != found => {
+            Err(Refused::Hash { wanted: hex::encode(&wanted), found: hex::encode(&found) }.into())
         }
-        let contents = contents?;
-        let found: [u8; 32] = inflating.hashing.finalize().into();
-        match wanted.sha256 {
-            Some(wanted) if wanted != found => {
-                Err(Refused::Hash { wanted: hex::encode(&wanted), found: hex::encode(&found) }.into())
-            }
-            _ => Ok(contents),
-        }
+        _ => Ok(contents),
     }
 }
 
@@ -198,7 +224,7 @@ fn write_new(path: &Path, mode: u32, from: &mut dyn Read) -> io::Result<u64> {
 
 /// The inflated artifact; its bytes are hashed on the way.
 struct Inflating<'a> {
-    file: &'a mut File,
+    from: &'a mut dyn Read,
     hashing: Sha256,
     gunzip: Gunzip,
     buffer: Vec<u8>,
@@ -211,9 +237,9 @@ struct Inflating<'a> {
 }
 
 impl<'a> Inflating<'a> {
-    fn new(file: &'a mut File) -> Self {
+    fn new(from: &'a mut dyn Read) -> Self {
         Self {
-            file,
+            from,
             hashing: Sha256::new(),
             gunzip: Gunzip::new(MAX_UNPACKED),
             buffer: vec![0; CHUNK],
@@ -251,7 +277,7 @@ impl Read for Inflating<'_> {
             if step != Step::default() || self.start < self.end {
                 continue;
             }
-            (self.start, self.end) = (0, self.file.read(&mut self.buffer)?);
+            (self.start, self.end) = (0, self.from.read(&mut self.buffer)?);
             self.taken += self.end as u64;
             if self.taken > MAX_ARTIFACT {
                 return Err(self.refuse(Refused::ArtifactTooLarge));

@@ -1,0 +1,137 @@
+//! What stands on the wire.
+
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use serde_json::Value;
+
+use super::UNIX;
+use crate::crypto::Drbg;
+use crate::crypto::identity::Identity;
+use crate::crypto::pure::Pure;
+use crate::peer;
+use crate::time::Now;
+use crate::tunnel::Mode;
+use crate::tunnel::handshake::{Claims, Handshake};
+use crate::wire::mux::{self as frames, HEAD, MuxFrame};
+use crate::wire::{canonical, frame as wire_frame, message as wire_message};
+
+/// A frame that splits is the frame its parts put together again.
+pub fn frame(data: &[u8]) {
+    let mut message = data.to_vec();
+    let Ok(parts) = wire_frame::split(&mut message) else { return };
+    let rebuilt = [&parts.header.to_bytes()[..], parts.ciphertext, &parts.tag].concat();
+    assert_eq!(rebuilt, data, "splitting loses nothing");
+}
+
+/// Any answer to a handshake ends in an error: the fuzzer does not have the keys.
+pub fn handshake(data: &[u8]) {
+    let identity = Identity::from_seed(Pure, &[1; 32]);
+    let claims = Claims { mode: Mode::Eval, node_id: None, candidate_id: None, release_version: Some("1") };
+    let now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(UNIX) };
+    let mut rng = Drbg::new([2; 32]);
+    let (handshake, init) = Handshake::start(Pure, &identity, claims, None, &mut rng, now);
+    assert!(handshake.finish(data, Drbg::new([3; 32])).is_err(), "a session out of nothing");
+    // The other half: what is not that very init is no init of this key.
+    if data != init {
+        let signer = Identity::from_seed(Pure, &[4; 32]);
+        let _ = peer::handshake::accept(&Pure, Some(&signer), data, |_| None, &mut rng, now);
+    }
+}
+
+/// What parses as a message is of the type it says, whichever way it was read.
+pub fn message(data: &[u8]) {
+    let parsed = wire_message::Message::parse(data);
+    if let Ok(text) = core::str::from_utf8(data) {
+        assert_eq!(parsed, wire_message::Message::parse_any(text), "the quick way is only quicker");
+    }
+    let Ok(message) = parsed else { return };
+    let value: Value = serde_json::from_slice(data).unwrap_or_default();
+    // Of a member that stands twice, JSON parsers take the last one; a message with two types is refused.
+    assert_eq!(value["type"], message.kind());
+}
+
+/// A frame of a public tunnel is its head and its payload, and nothing that has a head is lost.
+pub fn mux(data: &[u8]) {
+    match MuxFrame::parse(data) {
+        Ok(frame) => {
+            assert_eq!([&frames::head(frame.kind, frame.stream)[..], frame.payload].concat(), data);
+        }
+        Err(_) => assert!(data.len() < HEAD || !(1..=6).contains(&data[0]), "a frame that is not read"),
+    }
+}
+
+/// Canonical JSON is what a second, slower writing of it is, means the same as its source, and is its own canonical
+/// form.
+pub fn canonical_json(data: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
+    let text = canonical::to_canonical(&value);
+    let mut second = String::new();
+    write(&value, &mut second);
+    assert_eq!(text, second);
+    match serde_json::from_str::<Value>(&text) {
+        Ok(again) => assert_eq!(canonical::to_canonical(&again), text, "canonical of canonical"),
+        Err(error) => panic!("canonical JSON does not parse: {error}: {text}"),
+    }
+    let Value::Object(mut members) = value else { return };
+    if let Some(name) = members.keys().next().cloned() {
+        let without = canonical::without(&Value::Object(members.clone()), &name);
+        members.remove(&name);
+        assert_eq!(without, canonical::to_canonical(&Value::Object(members)));
+    }
+}
+
+/// Canonical JSON by recursion, serde_json's strings, and a sort by what a name is.
+fn write(value: &Value, out: &mut String) {
+    match value {
+        Value::Array(items) => {
+            out.push('[');
+            for (at, item) in items.iter().enumerate() {
+                if at > 0 {
+                    out.push(',');
+                }
+                write(item, out);
+            }
+            out.push(']');
+        }
+        Value::Object(members) => {
+            let mut names: Vec<(u64, Vec<u16>, &String)> = members
+                .keys()
+                .map(|name| (index(name).unwrap_or(u64::MAX), name.encode_utf16().collect(), name))
+                .collect();
+            names.sort();
+            out.push('{');
+            for (at, (_, _, name)) in names.into_iter().enumerate() {
+                if at > 0 {
+                    out.push(',');
+                }
+                out.push_str(&Value::from(name.as_str()).to_string());
+                out.push(':');
+                write(&members[name], out);
+            }
+            out.push('}');
+        }
+        Value::Number(number) => out.push_str(&ecmascript(number.as_f64().unwrap_or_default())),
+        other => out.push_str(&other.to_string()),
+    }
+}
+
+/// What an ECMAScript engine takes for an array index: a number under 2³² − 1 that is written as it prints it.
+fn index(name: &str) -> Option<u64> {
+    let number: u64 = name.parse().ok()?;
+    (number < u64::from(u32::MAX) && number.to_string() == name).then_some(number)
+}
+
+/// `Number::toString`: Rust's plain digits where ECMAScript has no exponent, Rust's exponent elsewhere.
+fn ecmascript(value: f64) -> String {
+    let size = value.abs();
+    if value == 0.0 {
+        "0".into()
+    } else if (1e-6..1e21).contains(&size) {
+        alloc::format!("{value}")
+    } else {
+        let text = alloc::format!("{value:e}");
+        if size < 1.0 { text } else { text.replace('e', "e+") }
+    }
+}
