@@ -109,6 +109,7 @@ mod outbox;
 pub mod peer;
 pub mod registration;
 pub mod release;
+pub mod setup;
 pub mod state;
 pub mod text;
 pub mod time;

@@ -57,6 +57,7 @@ pub(super) fn run<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup)
         join_auth,
         public_key_pem: identity.public_key_pem().to_string(),
         capabilities: Capabilities::ALL,
+        region: None,
         existing,
     };
     let machine = Registering::new(settings, system::now()).map_err(|error| usage(&error))?;
