@@ -97,6 +97,8 @@ pub enum TellKind {
     Heading,
     /// News.
     Text,
+    /// News with somebody's email address in it: for eyes, and not for a log that is kept.
+    Personal,
     /// What the operator should look at.
     Warning,
 }

@@ -22,12 +22,14 @@ use self::read::{
     read_address, read_email, read_number, read_path, read_server_key, read_text, read_token, read_url,
 };
 pub use self::release::{Bumping, Making, Release};
+pub use self::setup::SettingUp;
 pub use self::tracing::Tracing;
 pub use self::updating::{Installing, Updating};
 use crate::log::Format;
 
 mod read;
 pub(crate) mod release;
+mod setup;
 mod tracing;
 mod updating;
 

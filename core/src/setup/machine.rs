@@ -613,7 +613,7 @@ impl Setup {
                 if !mem::replace(&mut self.session.summarised, true) {
                     let region = self.session.region.as_ref().and_then(|(_, region)| region.as_deref());
                     let text = texts::summary(&self.answers, region);
-                    self.tell(TellKind::Text, text);
+                    self.tell(TellKind::Personal, text);
                     return None;
                 }
                 Some(self.ask(QuestionId::Confirm, Some("yes")))

@@ -119,6 +119,7 @@ impl World {
             colors: false,
             stderr: &mut stderr,
             is_terminal: self.is_terminal,
+            can_ask: false,
             log: &make_log,
         };
         let code = run(runtime, arguments, &mut surroundings);

@@ -100,12 +100,12 @@ impl Setup {
         }
         let email = self.answers.get(&QuestionId::Email).cloned().unwrap_or_default();
         let expires_at = expiry(started.expires_at.as_ref(), now);
-        let text = if started.dev_code.is_some() {
-            "This is a development network: the code came with its answer, and no email was sent.".to_string()
+        if started.dev_code.is_some() {
+            let text = "This is a development network: the code came with its answer, and no email was sent.";
+            self.tell(TellKind::Text, text.to_string());
         } else {
-            format!("A code was sent to {}.", printable(&email))
-        };
-        self.tell(TellKind::Text, text);
+            self.tell(TellKind::Personal, format!("A code was sent to {}.", printable(&email)));
+        }
         self.session.code = started.dev_code;
         self.progress.verification = Some(Held { email, text: started.verification_id, expires_at });
         self.session.dirty = true;
