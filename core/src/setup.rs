@@ -56,6 +56,8 @@ pub struct Settings {
     pub address_services: Vec<String>,
     /// Whether addresses that are not public are taken: for a lab.
     pub allow_private: bool,
+    /// Whether another process of setup has just become this one, by [`Effect::HandOver`]: it goes on without asking.
+    pub handed_over: bool,
     /// The version of the installed release that this process is of; `None` where it runs from elsewhere.
     pub release: Option<String>,
     /// The state directory, absolute.
@@ -287,8 +289,8 @@ pub enum Effect {
         /// The network.
         server: String,
     },
-    /// Go on in the program of the installed release, in place of this process. Only its failure is answered, with
-    /// [`Outcome::NotHandedOver`].
+    /// Go on in the program of the installed release, in place of this process, with [`Settings::handed_over`] set.
+    /// Only its failure is answered, with [`Outcome::NotHandedOver`].
     HandOver {
         /// The program.
         program: String,

@@ -46,8 +46,6 @@ pub(super) struct Progress {
     pub(super) release: Option<String>,
     pub(super) verification: Option<Held>,
     pub(super) token: Option<Held>,
-    /// The program of the installed release goes on from here.
-    pub(super) handed_over: bool,
     /// A join request may have been sent.
     pub(super) joining: bool,
     /// All was done; nothing is offered again.
@@ -93,7 +91,6 @@ impl Progress {
             release: file.text("release")?,
             verification: file.take("email_verification", "a verification", held)?,
             token: file.take("email_verified", "a verified email address", held)?,
-            handed_over: file.take("handed_over", "true or false", Value::as_bool)?.unwrap_or(false),
             joining: file.take("joining", "true or false", Value::as_bool)?.unwrap_or(false),
             done,
             extra: file.rest(),
@@ -113,7 +110,6 @@ impl Progress {
         put(&mut file, "release", self.release.as_deref());
         put(&mut file, "email_verification", self.verification.as_ref().map(value_of));
         put(&mut file, "email_verified", self.token.as_ref().map(value_of));
-        put(&mut file, "handed_over", self.handed_over.then_some(true));
         put(&mut file, "joining", self.joining.then_some(true));
         pretty(file)
     }
@@ -158,7 +154,6 @@ mod tests {
             release: Some("1.2.3".into()),
             verification: Some(held("v1")),
             token: Some(held("t1")),
-            handed_over: true,
             joining: true,
             done: false,
             extra: json!({"theirs": [1]}).as_object().unwrap().clone(),
@@ -200,7 +195,6 @@ mod tests {
             ("email_verified", json!({"email": "a@b", "token": "a b", "expires_at": 1})),
             ("email_verified", json!({"email": "a@b", "token": "", "expires_at": 1})),
             ("email_verified", json!({"email": "a@b", "token": "a"})),
-            ("handed_over", json!(1)),
             ("joining", json!("no")),
         ] {
             let mut file: Value = serde_json::from_str(&text).unwrap();

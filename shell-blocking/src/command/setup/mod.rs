@@ -32,6 +32,9 @@ use crate::system;
 /// Where a damaged file of progress goes, beside it. An earlier one there is written over.
 const SET_ASIDE: &str = "setup-progress.json.damaged";
 
+/// Set for the installed release's program, where that takes the place of this process.
+const HANDED_OVER: &str = "CONSENSUS_SETUP_HANDED_OVER";
+
 pub(super) fn run<R: Runtime>(
     runtime: &R,
     sources: &Sources<'_>,
@@ -125,6 +128,7 @@ fn settings(
         skip_release: told.skip_release,
         address_services: told.address_services.clone(),
         allow_private: sources.allow_private_targets(),
+        handed_over: (sources.env)(HANDED_OVER).is_some(),
         release: install::own_manifest().map(|manifest| manifest.version),
         state_dir: setup.common.state_dir.to_string_lossy().into_owned(),
         machine,

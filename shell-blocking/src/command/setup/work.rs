@@ -9,7 +9,7 @@ use consensus_core::io::{Finish, Outcome as End, StateFile};
 use consensus_core::setup::{Effect, Outcome, Registrant};
 
 use super::interrupts::Interrupts;
-use super::{SET_ASIDE, address, release, service, with};
+use super::{HANDED_OVER, SET_ASIDE, address, release, service, with};
 use crate::command::{Failure, Setup, Surroundings, node, register};
 use crate::runtime_api::Runtime;
 use crate::settings::Sources;
@@ -97,7 +97,7 @@ impl<R: Runtime> Work<'_, R> {
     /// Comes back only if it failed.
     fn hand_over(&self, program: &str, server: &str) -> String {
         let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1));
+        command.args(std::env::args_os().skip(1)).env(HANDED_OVER, "1");
         if !self.sources.options.contains_key("--server") {
             command.args(["--server", server]);
         }
