@@ -24,6 +24,7 @@ pub mod options;
 pub mod orchestrator;
 mod primitives;
 pub mod process;
+pub mod pty;
 pub mod release;
 pub mod tls;
 pub mod trace;

@@ -16,6 +16,7 @@ mod measuring;
 mod outages;
 mod serving;
 mod settings;
+mod setup;
 mod state;
 mod streams;
 mod tls;
