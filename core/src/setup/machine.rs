@@ -569,6 +569,11 @@ impl Setup {
             Stage::Evaluation if was > Some(stage) => {
                 self.tell(TellKind::Warning, "The authorisation cannot be used any more.".to_string());
             }
+            Stage::Evaluation => {
+                let text = "The network measures this machine now, for a minute or two. Other work on it shows in the \
+                            figures.";
+                self.tell(TellKind::Text, text.to_string());
+            }
             Stage::Email if was > Some(stage) => {
                 self.tell(TellKind::Warning, "The email address has to be verified again.".to_string());
             }

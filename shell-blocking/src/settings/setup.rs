@@ -133,7 +133,8 @@ mod tests {
     #[test]
     fn what_is_given_comes_from_options_then_the_environment() {
         let env = [("CONSENSUS_NODE_IPV4", "1.1.1.1"), ("CONSENSUS_NODE_IPV6", "none"), ("NODE_PORT", "80")];
-        let told = with(&[("--ipv4", "8.8.8.8"), ("--yes", "true")], &env, Sources::setting_up).unwrap();
+        let told =
+            with(&[("--ipv4", "8.8.8.8"), ("--yes", "true")], &env, |sources| sources.setting_up()).unwrap();
         let expected = [(QuestionId::Ipv4, "8.8.8.8"), (QuestionId::Ipv6, "none"), (QuestionId::Port, "80")];
         assert_eq!(told.given, expected.map(|(id, text)| (id, text.to_string())).into());
         assert!(told.yes && !told.skip_release);
@@ -143,7 +144,8 @@ mod tests {
     #[test]
     fn services_are_a_list_of_urls_or_none() {
         let of = |text: &str| {
-            with(&[("--address-service", text)], &[], Sources::setting_up).map(|told| told.address_services)
+            with(&[("--address-service", text)], &[], |sources| sources.setting_up())
+                .map(|told| told.address_services)
         };
         assert_eq!(of("none").unwrap(), Vec::<String>::new());
         assert_eq!(of("http://a/x?y, https://b").unwrap(), ["http://a/x?y", "https://b"]);
@@ -151,7 +153,7 @@ mod tests {
         for wrong in ["", "a", "ftp://a", "http://a,,http://b", &["http://a"; 9].join(",")] {
             assert!(of(wrong).unwrap_err().to_string().starts_with("--address-service: "), "{wrong}");
         }
-        let half = with(&[("--verification-id", "v")], &[], Sources::setting_up).unwrap_err();
+        let half = with(&[("--verification-id", "v")], &[], |sources| sources.setting_up()).unwrap_err();
         assert!(half.to_string().contains("--code"));
     }
 

@@ -238,7 +238,7 @@ fn every_wrong_answer_is_told_with_an_example_and_asked_again(shell: Shell) {
             terminal.expect(&[question], LONG).unwrap();
             terminal.type_text(&format!("{text}\n")).unwrap();
             // The network's own no to a code has no example.
-            terminal.expect(&["; for example ", "invalid_code"], LONG).unwrap();
+            terminal.expect(&["for example", "invalid_code"], LONG).unwrap();
         }
         terminal.expect(&[question], LONG).unwrap();
         world.answer(&mut terminal, answer);

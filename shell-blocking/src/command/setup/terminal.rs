@@ -90,12 +90,13 @@ impl Terminal {
     }
 
     /// Text in lines of at most 80 columns, each made fit for a terminal, the first with a sign before it. Lines of the
-    /// text stay lines; one that is indented goes on as far in.
+    /// text stay lines; one that is indented stays whole, because it is there to be copied.
     pub(super) fn wrap(&self, sign: &str, text: &str) -> String {
         let mut out = String::new();
         let mut lead = sign.to_string();
         for line in text.lines() {
             let words = line.trim_start();
+            let is_whole = line.len() > words.len();
             lead.push_str(&" ".repeat(line.len() - words.len()));
             let indent = " ".repeat(lead.chars().count());
             let mut current = std::mem::take(&mut lead);
@@ -103,7 +104,8 @@ impl Terminal {
             for word in words.split(' ') {
                 // `printable` cuts at some length; a word of a text of ours is shorter.
                 let word = printable(word);
-                if !is_empty && current.chars().count() + 1 + word.chars().count() > COLUMNS {
+                let is_over = !is_whole && current.chars().count() + 1 + word.chars().count() > COLUMNS;
+                if !is_empty && is_over {
                     out.push_str(current.trim_end());
                     out.push('\n');
                     current.clone_from(&indent);
@@ -162,12 +164,14 @@ mod tests {
         let terminal = Terminal::default();
         assert_eq!(terminal.wrap("", AGREEMENT), AGREEMENT, "the agreement is shown as it is");
         let long = "word ".repeat(60);
-        for text in [&*long, "a\u{1b}[2Jb", &format!("  {long}")] {
+        for text in [&*long, "a\u{1b}[2Jb"] {
             let wrapped = terminal.wrap("! ", text);
             assert!(wrapped.lines().all(|line| line.chars().count() <= COLUMNS), "{wrapped}");
             assert!(!wrapped.contains('\u{1b}') && wrapped.starts_with("! ") && wrapped.ends_with('\n'));
         }
         assert_eq!(terminal.wrap("  - ", "a\n  b"), "  - a\n      b\n");
+        let command = format!("  {}\n", long.trim_end());
+        assert_eq!(terminal.wrap("", &command), command, "a command is copied as one line");
     }
 
     #[test]
