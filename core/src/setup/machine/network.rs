@@ -162,11 +162,13 @@ fn expiry(said: Option<&Value>, now: Now) -> u64 {
         Some(Value::String(text)) => unix_of_iso8601(text),
         _ => None,
     };
-    match said {
+    let seconds = match said {
         Some(milliseconds @ FIRST_MILLISECONDS..) => milliseconds / 1000,
         Some(seconds) => seconds,
-        None => now.unix_seconds().saturating_add(HOLDS),
-    }
+        None => 0,
+    };
+    // What is new and over already is of a server whose clock is another; it judges itself what holds.
+    if seconds > now.unix_seconds() { seconds } else { now.unix_seconds().saturating_add(HOLDS) }
 }
 
 #[cfg(test)]
@@ -185,7 +187,8 @@ mod tests {
             (json!("2026-11-22T23:52:01.000Z"), 1_795_391_521),
             (json!("soon"), 1600),
             (json!(null), 1600),
-            (json!(-1), 0),
+            (json!(-1), 1600),
+            (json!(999), 1600),
         ] {
             assert_eq!(expiry(Some(&said), now), expected, "{said}");
         }
