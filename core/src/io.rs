@@ -15,6 +15,7 @@ use crate::data_plane::replay;
 use crate::event::Event;
 use crate::guard::Target;
 use crate::release::manifest::Manifest;
+use crate::setup::MAX_PROGRESS;
 use crate::state::MAX_STATE_FILE;
 use crate::time::Deadline;
 use crate::update::Install;
@@ -530,6 +531,8 @@ pub enum StateFile {
     ReleaseManifest,
     /// The tickets that were spent, for the time after a restart.
     SpentTickets,
+    /// How far setup came.
+    SetupProgress,
 }
 
 impl StateFile {
@@ -543,6 +546,7 @@ impl StateFile {
             Self::JoinAuth => "join-auth.json",
             Self::ReleaseManifest => "release-manifest.json",
             Self::SpentTickets => "spent-tickets.json",
+            Self::SetupProgress => "setup-progress.json",
         }
     }
 
@@ -551,6 +555,7 @@ impl StateFile {
     pub const fn max_size(self) -> usize {
         match self {
             Self::SpentTickets => replay::MAX_FILE,
+            Self::SetupProgress => MAX_PROGRESS,
             Self::Config | Self::NodeKey | Self::NodePub | Self::JoinAuth | Self::ReleaseManifest => {
                 MAX_STATE_FILE
             }
@@ -561,7 +566,7 @@ impl StateFile {
     #[must_use]
     pub const fn is_secret(self) -> bool {
         match self {
-            Self::Config | Self::NodeKey | Self::JoinAuth => true,
+            Self::Config | Self::NodeKey | Self::JoinAuth | Self::SetupProgress => true,
             Self::NodePub | Self::ReleaseManifest | Self::SpentTickets => false,
         }
     }

@@ -114,6 +114,7 @@ pub mod peer;
 pub mod registration;
 pub mod release;
 pub mod service;
+pub mod setup;
 pub mod state;
 pub mod text;
 pub mod time;

@@ -196,6 +196,8 @@ pub struct Settings {
     pub public_key_pem: String,
     /// What the node can do.
     pub capabilities: Capabilities,
+    /// The region, where it was asked for before; then it is not asked for again.
+    pub region: Option<String>,
     /// `config.json`, where the node was registered before.
     pub existing: Option<Registration>,
 }
@@ -333,6 +335,8 @@ pub struct Registering {
     state: State,
     token: String,
     region: Option<String>,
+    /// The status of the answer to the join request, once one came.
+    join_status: Option<u16>,
     outputs: VecDeque<Output>,
 }
 
@@ -344,13 +348,15 @@ impl Registering {
     pub fn new(settings: Settings, now: Now) -> Result<Self, SettingError> {
         settings.check()?;
         let token = settings.email_verification_token.clone().unwrap_or_default();
-        let mut this = Self { settings, state: State::Over, token, region: None, outputs: VecDeque::new() };
+        let region = settings.region.clone();
+        let outputs = VecDeque::new();
+        let mut this = Self { settings, state: State::Over, token, region, join_status: None, outputs };
         if this.usable_join_auth(now).is_none() {
             return Ok(this);
         }
         let email = this.settings.email.clone().unwrap_or_default();
         if this.settings.email_verification_token.is_some() {
-            this.ask_region();
+            this.ask_region(now);
         } else if let Some((verification_id, code)) = this.settings.verification.clone() {
             this.verify_email(verification_id, code, 0, false);
         } else {
@@ -375,7 +381,7 @@ impl Registering {
                 ),
             ),
             (State::EmailVerify { verification_id, tries, asked }, Input::Done(result)) => {
-                self.on_email_verified(result, verification_id, tries, asked);
+                self.on_email_verified(now, result, verification_id, tries, asked);
             }
             (State::Region, Input::Done(result)) => self.on_region(now, result),
             (State::Join, Input::Done(result)) => self.on_joined(now, result),
@@ -396,6 +402,12 @@ impl Registering {
             }
             (state, _) => self.state = state,
         }
+    }
+
+    /// The HTTP status of the answer to the join request; `None` where none came.
+    #[must_use]
+    pub const fn join_status(&self) -> Option<u16> {
+        self.join_status
     }
 
     /// The next thing to do. Drain until [`Output::Wait`].
@@ -432,6 +444,7 @@ impl Registering {
 
     fn on_email_verified(
         &mut self,
+        now: Now,
         result: Result<Response, FetchError>,
         verification_id: String,
         tries: u32,
@@ -447,10 +460,13 @@ impl Registering {
         let Some(verified) = self.answer::<EmailVerified>("email/verify", result) else { return };
         self.token = verified.email_verification_token;
         self.notice(Level::Info, "email address verified".to_string());
-        self.ask_region();
+        self.ask_region(now);
     }
 
-    fn ask_region(&mut self) {
+    fn ask_region(&mut self, now: Now) {
+        if self.region.is_some() {
+            return self.join(now);
+        }
         let path = format!("/node/region/{}", self.settings.ipv4);
         self.fetch(State::Region, "GET", &path, None);
     }
@@ -463,14 +479,9 @@ impl Registering {
                 self.notice(Level::Warn, format!("region unknown: {}", failure_text(&response)));
             }
             Ok(response) => {
-                let found: RegionFound = serde_json::from_slice(&response.body).unwrap_or_default();
-                let place: Vec<String> = [&found.region, &found.city, &found.country_code]
-                    .into_iter()
-                    .flatten()
-                    .map(|text| printable(text))
-                    .collect();
-                self.notice(Level::Info, format!("region: {}", place.join(", ")));
-                self.region = found.region.map(|region| printable(&region));
+                let (region, place) = read_region(&response);
+                self.notice(Level::Info, format!("region: {place}"));
+                self.region = region;
             }
         }
         self.join(now);
@@ -511,6 +522,7 @@ impl Registering {
                 return self.finish(Outcome::Unreachable, message);
             }
         };
+        self.join_status = Some(response.status);
         if response.status == 402 {
             return self.payment_required(&response);
         }
@@ -650,6 +662,17 @@ impl Registering {
     }
 }
 
+/// The region of an answer, and how it is told.
+pub(crate) fn read_region(response: &Response) -> (Option<String>, String) {
+    let found: RegionFound = serde_json::from_slice(&response.body).unwrap_or_default();
+    let place: Vec<String> = [&found.region, &found.city, &found.country_code]
+        .into_iter()
+        .flatten()
+        .map(|text| printable(text))
+        .collect();
+    (found.region.map(|region| printable(&region)), place.join(", "))
+}
+
 /// A request to the network's own interface: `path` below the server URL, whose query and credentials are not used.
 ///
 /// # Errors
@@ -771,6 +794,7 @@ mod tests {
             }),
             public_key_pem: "PEM".into(),
             capabilities: Capabilities::ALL,
+            region: None,
             existing: None,
         }
     }

@@ -390,8 +390,12 @@ impl MachineRecord {
 pub enum MachineConflict {
     /// The registered node lives in another state directory.
     StateDir {
+        /// Its name, where the record has it.
+        node: Option<String>,
         /// Where it lives.
         registered: String,
+        /// The node that wants the machine, where it has a name.
+        other: Option<String>,
         /// From where somebody wants to register.
         requested: String,
     },
@@ -407,10 +411,17 @@ pub enum MachineConflict {
 impl fmt::Display for MachineConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::StateDir { registered, requested } => write!(
-                f,
-                "this machine's node has its state in {registered}, not in {requested}; one machine holds one node"
-            ),
+            Self::StateDir { node, registered, other, requested } => {
+                f.write_str("this machine's node ")?;
+                if let Some(node) = node {
+                    write!(f, "is {node} and ")?;
+                }
+                write!(f, "has its state in {registered}, not in {requested}")?;
+                if let Some(other) = other {
+                    write!(f, ", where node {other} has its")?;
+                }
+                f.write_str("; one machine holds one node")
+            }
             Self::Node { registered, requested } => write!(
                 f,
                 "this machine is registered as node {registered}, not as {requested}; one machine holds one node"
@@ -434,7 +445,9 @@ pub fn check_machine(
     if let Some(registered) = &record.state_dir {
         if registered.trim_end_matches('/') != state_dir.trim_end_matches('/') {
             return Err(MachineConflict::StateDir {
+                node: record.node_id.as_deref().map(printable),
                 registered: printable(registered),
+                other: node_id.map(printable),
                 requested: printable(state_dir),
             });
         }
@@ -526,10 +539,10 @@ pub fn uuid(rng: &mut Drbg) -> String {
 }
 
 /// The members of a file, taken out one by one; what is left was not known.
-struct Members(Map<String, Value>);
+pub(crate) struct Members(Map<String, Value>);
 
 impl Members {
-    fn parse(data: &[u8]) -> Result<Self, StateError> {
+    pub(crate) fn parse(data: &[u8]) -> Result<Self, StateError> {
         if data.len() > MAX_STATE_FILE {
             return Err(StateError::TooLarge);
         }
@@ -541,7 +554,7 @@ impl Members {
     }
 
     /// Absent and null are the same here: releases differ in which of them they write.
-    fn take<T>(
+    pub(crate) fn take<T>(
         &mut self,
         member: &'static str,
         expected: &'static str,
@@ -553,7 +566,7 @@ impl Members {
         }
     }
 
-    fn text(&mut self, member: &'static str) -> Result<Option<String>, StateError> {
+    pub(crate) fn text(&mut self, member: &'static str) -> Result<Option<String>, StateError> {
         self.take(member, "text", |value| value.as_str().map(String::from))
     }
 
@@ -573,18 +586,18 @@ impl Members {
         })
     }
 
-    fn rest(self) -> Map<String, Value> {
+    pub(crate) fn rest(self) -> Map<String, Value> {
         self.0
     }
 }
 
-fn put<T: Into<Value>>(file: &mut Map<String, Value>, member: &str, value: Option<T>) {
+pub(crate) fn put<T: Into<Value>>(file: &mut Map<String, Value>, member: &str, value: Option<T>) {
     if let Some(value) = value {
         file.insert(member.to_string(), value.into());
     }
 }
 
-fn pretty(file: Map<String, Value>) -> Vec<u8> {
+pub(crate) fn pretty(file: Map<String, Value>) -> Vec<u8> {
     format!("{:#}\n", Value::Object(file)).into_bytes()
 }
 

@@ -143,6 +143,34 @@ pub fn iso8601(unix: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
+/// The unix seconds of an ISO 8601 time in UTC, as [`iso8601`] writes it, with or without a fraction. `None` for any
+/// other form.
+#[must_use]
+pub fn unix_of_iso8601(text: &str) -> Option<u64> {
+    let text = text.strip_suffix('Z')?;
+    let (text, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    if text.len() != 19 || fraction.is_empty() || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let is_apart = [(4, "-"), (7, "-"), (10, "T"), (13, ":"), (16, ":")];
+    if is_apart.iter().any(|(at, sign)| text.get(*at..at + 1) != Some(*sign)) {
+        return None;
+    }
+    let number = |from: usize, to: usize| {
+        let digits = text.get(from..to)?;
+        if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None }
+    };
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    // As above, the other way: years begin with March.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    Some(days.checked_sub(719_468)? * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +189,35 @@ mod tests {
             assert_eq!(iso8601(Duration::from_secs(seconds)), expected);
         }
         assert_eq!(iso8601(Duration::from_millis(1)), "1970-01-01T00:00:00.001Z");
+    }
+
+    #[test]
+    fn a_date_is_read_as_it_is_written_and_nothing_else_is() {
+        for seconds in
+            [0, 951_782_399, 951_782_400, 951_868_800, 1_795_391_521, 4_107_542_400, 253_402_300_799]
+        {
+            let text = iso8601(Duration::from_secs(seconds));
+            assert_eq!(unix_of_iso8601(&text), Some(seconds), "{text}");
+            assert_eq!(unix_of_iso8601(&text.replace(".000", "")), Some(seconds), "{text}");
+        }
+        for text in [
+            "",
+            "Z",
+            "2026-11-22",
+            "2026-11-22T23:52:01",
+            "2026-11-22T23:52:01+01:00",
+            "2026-11-22 23:52:01Z",
+            "2026-13-22T23:52:01Z",
+            "2026-11-22T24:52:01Z",
+            "2026-11-00T23:52:01Z",
+            "+026-11-22T23:52:01Z",
+            "0000-01-01T00:00:00Z",
+            "1969-12-31T23:59:59Z",
+            "2026-11-22T23:52:01.Z",
+            "2026-11-22T23:52:\u{e9}Z",
+        ] {
+            assert_eq!(unix_of_iso8601(text), None, "{text}");
+        }
     }
 
     #[test]

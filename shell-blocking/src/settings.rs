@@ -23,6 +23,7 @@ use self::read::{
 };
 pub use self::release::{Bumping, Making, Release};
 pub use self::service::Servicing;
+pub use self::setup::SettingUp;
 pub use self::tracing::Tracing;
 pub use self::updating::{Installing, Updating};
 use crate::log::Format;
@@ -30,6 +31,7 @@ use crate::log::Format;
 mod read;
 pub(crate) mod release;
 mod service;
+mod setup;
 mod tracing;
 mod updating;
 

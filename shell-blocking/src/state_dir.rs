@@ -645,9 +645,10 @@ pub(crate) mod tests {
                 }
                 StateFile::Config => state.registration().unwrap_err(),
                 StateFile::JoinAuth => state.join_auth().unwrap_err(),
-                StateFile::ReleaseManifest | StateFile::NodePub | StateFile::SpentTickets => {
-                    state.release_manifest().unwrap_err()
-                }
+                StateFile::ReleaseManifest
+                | StateFile::NodePub
+                | StateFile::SpentTickets
+                | StateFile::SetupProgress => state.release_manifest().unwrap_err(),
             };
             let text = error.to_string();
             assert!(text.starts_with(path.to_str().unwrap()), "{text}");

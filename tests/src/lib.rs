@@ -25,6 +25,7 @@ pub mod options;
 pub mod orchestrator;
 mod primitives;
 pub mod process;
+pub mod pty;
 pub mod release;
 pub mod supervised;
 pub mod tls;

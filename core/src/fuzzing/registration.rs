@@ -66,6 +66,7 @@ fn settings(script: &Script) -> Settings {
         solana_address: "11111111111111111111111111111111".into(),
         icp_address: "ryjl3-tyaaa-aaaaa-aaaba-cai".into(),
         machine_id: None,
+        region: None,
         join_auth: Some(JoinAuth {
             join_id: "join".into(),
             alg: "ed25519".into(),

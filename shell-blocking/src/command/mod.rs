@@ -1,5 +1,5 @@
-//! The command line, the same for both shells: `eval register control start run verify update install service release
-//! bench version`.
+//! The command line, the same for both shells: `setup eval register control start run verify update install service
+//! release bench version`.
 
 mod bench;
 mod install;
@@ -8,6 +8,7 @@ mod options;
 mod register;
 mod release;
 mod service;
+mod setup;
 mod update;
 mod verify;
 mod version;
@@ -51,6 +52,7 @@ pub fn main<R: Runtime>(runtime: &R) -> ExitCode {
         stderr: &mut std::io::stderr(),
         is_terminal: std::io::stderr().is_terminal()
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
+        can_ask: std::io::stdin().is_terminal() && std::io::stderr().is_terminal(),
         log: &|common| Log::stderr(common.log, common.log_level),
     };
     ExitCode::from(run(runtime, &arguments, &mut surroundings))
@@ -68,6 +70,8 @@ struct Surroundings<'a> {
     stderr: &'a mut dyn Write,
     /// Whether that is a terminal, on which a line can be written over.
     is_terminal: bool,
+    /// Whether somebody sits there: standard input and standard error are a terminal.
+    can_ask: bool,
     log: &'a dyn Fn(&Common) -> Log,
 }
 
@@ -109,6 +113,9 @@ fn dispatch<R: Runtime>(
     if let Some(text) = text {
         return Ok(print(surroundings.stdout, &text));
     }
+    if invocation.command == Name::Setup && sources.options.contains_key("--agreement") {
+        return Ok(print(surroundings.stdout, consensus_core::setup::AGREEMENT));
+    }
     let common = sources.common()?;
     if !matches!(invocation.command, Name::Register | Name::Bench) {
         // Read again where it is used; here, so that a wrong value is told before anything is done.
@@ -117,6 +124,7 @@ fn dispatch<R: Runtime>(
     let log = (surroundings.log)(&common);
     let setup = Setup { common, log };
     let result = match invocation.command {
+        Name::Setup => setup::run(runtime, &sources, &setup, surroundings),
         Name::Eval => node::eval(runtime, &sources, &setup),
         Name::Control => node::control(runtime, &sources, &setup),
         Name::Start => node::start(runtime, &sources, &setup),

@@ -38,6 +38,21 @@ struct Plan {
 }
 
 pub(super) fn eval<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup) -> Result<u8, Failure> {
+    let finish = evaluate(runtime, sources, setup)?;
+    let code = setup.finish(&finish);
+    if finish.outcome == Outcome::Done {
+        let text = format!("next: {} register (see {0} register --help)", R::PROGRAM);
+        setup.note(Level::Info, "next", &text);
+    }
+    Ok(code)
+}
+
+/// Has the machine evaluated; the authorisation is in `join-auth.json` then.
+pub(super) fn evaluate<R: Runtime>(
+    runtime: &R,
+    sources: &Sources<'_>,
+    setup: &Setup,
+) -> Result<Finish, Failure> {
     let tunnel = sources.tunnel()?;
     let tracing = sources.tracing()?;
     let state_dir = setup.open_state_dir()?;
@@ -48,13 +63,7 @@ pub(super) fn eval<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup
     let tunnel = Some((Mode::Eval, tunnel));
     let (listen, updates) = (None, None);
     let plan = Plan { tunnel, serving, listen, registration, state_dir, updates, tracing, _lock: None };
-    let finish = drive(runtime, sources, setup, plan)?;
-    let code = setup.finish(&finish);
-    if finish.outcome == Outcome::Done {
-        let text = format!("next: {} register (see {0} register --help)", R::PROGRAM);
-        setup.note(Level::Info, "next", &text);
-    }
-    Ok(code)
+    drive(runtime, sources, setup, plan)
 }
 
 pub(super) fn control<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup) -> Result<u8, Failure> {

@@ -23,6 +23,7 @@ const COLUMNS: usize = 80;
 /// The subcommands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {
+    Setup,
     Eval,
     Register,
     Control,
@@ -152,6 +153,35 @@ macro_rules! subcommand {
 
 fn option_name(field: &str) -> String {
     format!("--{}", field.replace('_', "-"))
+}
+
+subcommand! {
+    Setup "setup",
+    "From nothing to a node that runs: installs the release that the network requires, finds this machine's public \
+     addresses, has the machine evaluated, verifies your email address, registers, and says how the node is kept \
+     running. Asks for what it is not told, and goes on where it was stopped. With --yes nothing is asked: what is \
+     missing is named, and the exit code is 2.",
+    example: "{command_name} --server https://server.example",
+    [network tunnel release common] {
+        (email "ADDRESS" "your email address; a code is sent there")
+        (contact "TEXT" "how the network reaches you (CONSENSUS_NODE_CONTACT; default: the email address)")
+        (ipv4 "ADDRESS" "this machine's public IPv4 address (CONSENSUS_NODE_IPV4; default: as found)")
+        (ipv6 "ADDRESS" "its public IPv6 address, or none (CONSENSUS_NODE_IPV6; default: as found)")
+        (port "PORT" "its port (CONSENSUS_NODE_PORT, NODE_PORT; default 9090)")
+        (evm_address "ADDRESS" "where you are paid: 0x and 40 hex digits (CONSENSUS_EVM_ADDRESS)")
+        (solana_address "ADDRESS" "where you are paid: base58 (CONSENSUS_SOLANA_ADDRESS)")
+        (icp_address "PRINCIPAL" "where you are paid: a textual principal (CONSENSUS_ICP_ADDRESS)")
+        (email_verification_token "TOKEN" "of an address verified earlier (CONSENSUS_EMAIL_VERIFICATION_TOKEN)")
+        (verification_id "ID" "a verification that was begun elsewhere; with --code")
+        (code "CODE" "the code of the email that an earlier setup had sent")
+        (machine_id "ID" "your own id for this machine (CONSENSUS_MACHINE_ID; default: the one in machine.json)")
+        (address_service "URL" "answers with the address it sees, as plain text; may be given again (CONSENSUS_ADDRESS_SERVICES, with commas between, or none; default: https://icanhazip.com/, https://ident.me/, https://ifconfig.co/ip)")
+        (yes "agree (see --agreement), ask nothing, and use what an earlier setup left")
+        (agreement "print what you agree to, and do nothing else")
+        (skip_release "stay with this program, whatever release the network requires: for builds from source")
+        (allow_older "take the required release also where it is older than this one")
+        (allow_private_targets "take private addresses: for a lab only")
+    }
 }
 
 subcommand! {
@@ -452,9 +482,9 @@ impl Version {
 #[derive(FromArgs, Debug)]
 #[argh(
     description = "A node of the Consensus network.\n\n\
-        To join: `eval` measures this machine, `register` gives it a name, `run` serves.\n\
+        To join: `setup` does it all. Step by step: `eval` measures this machine, `register` gives it a name, `run` serves.\n\
         Settings come from options, then from the environment (named in each --help), then from defaults.",
-    example = "{command_name} eval --server https://server.example\n\
+    example = "{command_name} setup --server https://server.example\n\
         {command_name} run --help",
     error_code(0, "all that was asked was done"),
     error_code(2, "wrong usage: an option or a variable"),
@@ -478,6 +508,7 @@ struct Program {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand)]
 enum Subcommand {
+    Setup(Setup),
     Eval(Eval),
     Register(Register),
     Control(Control),
@@ -521,8 +552,13 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
     if let Some((at, keys)) = &keys {
         words[*at] = keys;
     }
+    let services = join_repeated(&mut words, "--address-service");
+    if let Some((at, services)) = &services {
+        words[*at] = services;
+    }
     match Program::from_args(&[program], &words) {
         Ok(program) => Ok(match program.command {
+            Subcommand::Setup(options) => options.into_invocation(),
             Subcommand::Eval(options) => options.into_invocation(),
             Subcommand::Register(options) => options.into_invocation(),
             Subcommand::Control(options) => options.into_invocation(),
@@ -589,8 +625,8 @@ fn wrap(text: &str) -> String {
 /// argh's message in one line, with where to read more.
 fn usage_line(program: &str, words: &[&str], output: &str) -> String {
     let commands = [
-        "eval", "register", "control", "start", "run", "verify", "update", "install", "service", "release",
-        "bench", "version",
+        "setup", "eval", "register", "control", "start", "run", "verify", "update", "install", "service",
+        "release", "bench", "version",
     ];
     let command = words.first().filter(|word| commands.contains(word));
     let help =
@@ -711,7 +747,8 @@ mod tests {
 
     #[test]
     fn every_subcommand_has_help_with_an_example_and_its_options() {
-        for command in ["eval", "register", "control", "start", "run", "verify", "update", "version"] {
+        for command in ["setup", "eval", "register", "control", "start", "run", "verify", "update", "version"]
+        {
             for words in [[command, "--help"], [command, "-h"], ["help", command]] {
                 let text = help_of(&words);
                 assert!(text.contains("Examples:"), "{text}");

@@ -22,6 +22,21 @@ use crate::system;
 const MAX_LINE: u64 = 1024;
 
 pub(super) fn run<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup) -> Result<u8, Failure> {
+    let (finish, _) = register(runtime, sources, setup, None)?;
+    let code = setup.finish(&finish);
+    if finish.outcome == Outcome::Done {
+        setup.note(Level::Info, "next", &format!("next: {} run", R::PROGRAM));
+    }
+    Ok(code)
+}
+
+/// Registers; the registration is in `config.json` then. Gives the status of the answer to the join request too.
+pub(super) fn register<R: Runtime>(
+    runtime: &R,
+    sources: &Sources<'_>,
+    setup: &Setup,
+    region: Option<String>,
+) -> Result<(Finish, Option<u16>), Failure> {
     let network = sources.network()?;
     let registering = sources.registering()?;
     let registry = MachineRegistry::at(&sources.machine_registry()?);
@@ -57,16 +72,15 @@ pub(super) fn run<R: Runtime>(runtime: &R, sources: &Sources<'_>, setup: &Setup)
         join_auth,
         public_key_pem: identity.public_key_pem().to_string(),
         capabilities: Capabilities::ALL,
+        region,
         existing,
     };
-    let machine = Registering::new(settings, system::now()).map_err(|error| usage(&error))?;
-    let finish = drive(runtime, setup, &environment, &state_dir, machine);
-    let code = setup.finish(&finish);
+    let mut machine = Registering::new(settings, system::now()).map_err(|error| usage(&error))?;
+    let finish = drive(runtime, setup, &environment, &state_dir, &mut machine);
     if finish.outcome == Outcome::Done {
         note_registered(setup, &registry, &mut rng, &state_dir);
-        setup.note(Level::Info, "next", &format!("next: {} run", R::PROGRAM));
     }
-    Ok(code)
+    Ok((finish, machine.join_status()))
 }
 
 /// The field of the machine's settings is the option's name with other strokes.
@@ -162,7 +176,7 @@ fn drive<R: Runtime>(
     setup: &Setup,
     environment: &Environment,
     state_dir: &StateDir,
-    mut machine: Registering,
+    machine: &mut Registering,
 ) -> Finish {
     loop {
         let input = match machine.poll_output() {

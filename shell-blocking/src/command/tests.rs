@@ -119,6 +119,7 @@ impl World {
             colors: false,
             stderr: &mut stderr,
             is_terminal: self.is_terminal,
+            can_ask: false,
             log: &make_log,
         };
         let code = run(runtime, arguments, &mut surroundings);
@@ -420,4 +421,48 @@ fn a_server_key_other_than_the_registrations_is_used_and_told() {
     let other = consensus_core::wire::base64::encode_url(&[8; 32]);
     let ran = world.run(&network(true), &["control", "--server-key", &other]);
     assert!(ran.log.contains("--server-key"), "{}", ran.log);
+}
+
+#[test]
+fn setup_without_a_terminal_names_all_that_is_missing_and_leaves_nothing() {
+    let mut world = World::new();
+    world.env.retain(|(name, _)| !name.contains("_ADDRESS"));
+    let ran = world.run(&network(true), &["setup"]);
+    assert_eq!((ran.code, ran.log.as_str()), (2, ""), "{}", ran.stderr);
+    for name in ["--yes", "--email", "--evm-address (or CONSENSUS_EVM_ADDRESS)", "--icp-address"] {
+        assert!(ran.stderr.contains(name), "{name}: {}", ran.stderr);
+    }
+    assert!(!world.scratch.path().join(".consensus").exists());
+    let ran = world.run(&network(true), &["setup", "--agreement"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, consensus_core::setup::AGREEMENT));
+}
+
+#[test]
+fn setup_registers_an_evaluated_machine_and_says_how_the_node_is_started() {
+    let world = World::new();
+    world.evaluate();
+    let fake = network(true);
+    let words = ["setup", "--yes", "--email", "op@example.org", "--ipv6", "none", "--log", "json"];
+    let ran = world.run(&fake, &words);
+    assert_eq!(ran.code, 0, "{}{}", ran.stderr, ran.log);
+    assert!(ran.log.contains("node n1 is set up") && ran.log.contains(" run"), "{}", ran.log);
+    assert!(!ran.log.contains("op@example.org") && !ran.log.contains("123456"), "{}", ran.log);
+    let asked: Vec<_> = fake.asked.borrow().iter().map(|(url, _)| url.clone()).collect();
+    let paths = [
+        "/update/latest",
+        "/node/region/203.0.114.7",
+        "/node/email/start",
+        "/node/email/verify",
+        "/node/join",
+    ];
+    assert_eq!(asked, paths.map(|path| format!("https://server.example{path}")), "each once");
+    assert_eq!(fake.asked.borrow()[4].1["ipv6"], Value::Null);
+    let progress = world.state_dir().read(StateFile::SetupProgress).unwrap().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&progress).unwrap()["step"], "done");
+
+    // The machine is this node's now: another state directory is refused, and both are named.
+    let other = world.scratch.path().join("other");
+    let ran = world.run(&fake, &[&words[..], &["--state-dir", other.to_str().unwrap()]].concat());
+    assert_eq!(ran.code, 4, "{}{}", ran.stderr, ran.log);
+    assert!(ran.log.contains("n1") && ran.log.contains(other.to_str().unwrap()), "{}", ran.log);
 }

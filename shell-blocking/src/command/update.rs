@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use consensus_core::event::Level;
@@ -82,7 +83,7 @@ pub(super) fn run<R: Runtime>(
         tls: environment.tls,
         patience: Patience::default(),
     };
-    let fetched = fetch(&request, &setup.log, surroundings);
+    let fetched = fetch(&request, &setup.log, surroundings, &Arc::default());
     let fetched = fetched.map_err(|error| Failure::new(error.outcome(), error.to_string()))?;
     super::print(surroundings.stdout, &format!("{}\n", fetched.path.display()));
     Ok(setup.finish(&done(told(R::PROGRAM, &name, &fetched))))
@@ -106,7 +107,7 @@ fn told(program: &str, name: &str, fetched: &Downloaded) -> String {
     )
 }
 
-fn ask<R: Runtime>(
+pub(super) fn ask<R: Runtime>(
     runtime: &R,
     environment: &Environment,
     network: &Network,
@@ -120,18 +121,19 @@ fn ask<R: Runtime>(
     latest::read(&response).map_err(Failure::Finish)
 }
 
-fn fetch(
+/// Fetches a tarball, and shows how far that is; `cancelled` ends it.
+pub(super) fn fetch(
     request: &Download,
     log: &Log,
     surroundings: &mut Surroundings<'_>,
+    cancelled: &Arc<AtomicBool>,
 ) -> Result<Downloaded, DownloadError> {
-    let never = Arc::default();
     if !surroundings.is_terminal {
         let mut lines = Lines::default();
-        return download(request, &mut |progress| lines.tell(progress, log), &never);
+        return download(request, &mut |progress| lines.tell(progress, log), cancelled);
     }
     let mut bar = Bar::default();
-    let result = download(request, &mut |progress| bar.draw(progress, surroundings.stderr), &never);
+    let result = download(request, &mut |progress| bar.draw(progress, surroundings.stderr), cancelled);
     bar.end(surroundings.stderr);
     result
 }

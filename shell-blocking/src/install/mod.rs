@@ -274,6 +274,14 @@ pub fn own_manifest() -> Option<Manifest> {
     manifest_of(&std::env::current_exe().and_then(fs::canonicalize).ok()?)
 }
 
+/// The release that the next start is of: its manifest, as above, and its program. `None` where there is none, or its
+/// files cannot be read.
+#[must_use]
+pub fn current(install_dir: &Path) -> Option<(Manifest, PathBuf)> {
+    let program = install_dir.join("current").join(PROGRAM);
+    Some((manifest_of(&fs::canonicalize(&program).ok()?)?, program))
+}
+
 fn manifest_of(program: &Path) -> Option<Manifest> {
     let release = program.parent()?.parent()?;
     parse_release_id(release.file_name()?.to_str()?)?;

@@ -113,3 +113,17 @@ pub(super) fn read_address(
 ) -> Result<String, String> {
     check(text).map(|()| text.to_string()).map_err(|error| error.to_string())
 }
+
+/// The URL of a service that is asked with one GET.
+pub(super) fn read_service(text: &str) -> Result<(), String> {
+    match Url::parse(text) {
+        Ok(url) if !matches!(url.scheme(), "https" | "http") => {
+            Err(format!("the scheme is {}", url.scheme()))
+        }
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            Err("it has a user name or password".to_string())
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -70,7 +70,7 @@ fn sha256(data: &[u8]) -> String {
 }
 
 /// A release of a program, with the scripts that a release has.
-fn tarball(version: &str, program: &[u8]) -> Vec<u8> {
+pub(crate) fn tarball(version: &str, program: &[u8]) -> Vec<u8> {
     let manifest = serde_json::to_vec_pretty(&release::manifest(version)).unwrap();
     let script = |name| fs::read(of_project(name)).unwrap();
     release::pack(&[

@@ -17,6 +17,7 @@ mod outages;
 mod services;
 mod serving;
 mod settings;
+mod setup;
 mod state;
 mod streams;
 mod tls;

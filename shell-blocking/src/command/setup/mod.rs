@@ -1,0 +1,261 @@
+//! `setup`: core's machine of questions and effects, driven from a terminal, or by what was said beforehand.
+//!
+//! What is asked and done, and in which order, is [`consensus_core::setup`]'s business. Here it is shown, read and
+//! carried out. The file of how far it came is written before every question: stopping at any of them loses nothing.
+
+mod address;
+mod interrupts;
+mod release;
+mod service;
+mod terminal;
+mod work;
+
+use std::collections::BTreeMap;
+
+use consensus_core::event::Level;
+use consensus_core::io::{Finish, Outcome as End, StateFile};
+use consensus_core::setup::{
+    AGREEMENT, MAX_PROGRESS, Question, QuestionId, Settings, Setup as Machine, Step, Tell, TellKind,
+};
+use consensus_core::text::printable;
+
+use self::interrupts::Interrupts;
+use self::terminal::{Terminal, Typed};
+use self::work::Work;
+use super::{Failure, Setup, Surroundings};
+use crate::install;
+use crate::runtime_api::Runtime;
+use crate::settings::{SettingUp, Sources, UsageError};
+use crate::state_dir::{FileError, MachineRegistry, StateDir, read_file};
+use crate::system;
+
+/// Where a damaged file of progress goes, beside it. An earlier one there is written over.
+const SET_ASIDE: &str = "setup-progress.json.damaged";
+
+/// Set for the installed release's program, where that takes the place of this process.
+const HANDED_OVER: &str = "CONSENSUS_SETUP_HANDED_OVER";
+
+pub(super) fn run<R: Runtime>(
+    runtime: &R,
+    sources: &Sources<'_>,
+    setup: &Setup,
+    surroundings: &mut Surroundings<'_>,
+) -> Result<u8, Failure> {
+    let told = sources.setting_up()?;
+    // Told before anything is done, though it is used much later.
+    sources.release_keys()?;
+    sources.updating()?;
+    if told.given.contains_key(&QuestionId::Server) {
+        sources.network()?;
+        sources.tunnel()?;
+    }
+    let state_dir = setup.state_dir();
+    let settings = settings(sources, setup, &state_dir, &told)?;
+    let progress = progress(&state_dir)?;
+    let machine = Machine::new(progress.as_deref(), settings, system::now());
+    let mut machine = machine.map_err(|invalid| Failure::Usage(sources.wrong_answer(&invalid)))?;
+    let can_ask = surroundings.can_ask;
+    if !can_ask {
+        nobody_there::<R>(&machine, &told)?;
+    }
+    // One setup at a time, and none beside a node that runs. Its folder is made with it.
+    let state_dir = setup.open_state_dir()?;
+    let _lock = state_dir.lock()?;
+    let interrupts = Interrupts::watch().map_err(Failure::internal)?;
+    let mut front = Front {
+        told: &told,
+        terminal: can_ask.then(Terminal::default),
+        interrupts: &interrupts,
+        setup,
+        surroundings,
+    };
+    let mut work = Work { runtime, sources, setup, state_dir: &state_dir, interrupts: &interrupts };
+    let finish = loop {
+        if interrupts.came() {
+            break stopped(&state_dir);
+        }
+        match machine.next(system::now()) {
+            Step::Tell(tell) => front.tell(&tell),
+            Step::Ask(question) => match front.answer::<R>(&question)? {
+                Some(text) => {
+                    if let Err(invalid) = machine.answer(question.id, &text, system::now()) {
+                        front.refuse(&invalid.to_string())?;
+                    }
+                }
+                None => break stopped(&state_dir),
+            },
+            Step::Do(effect) => {
+                let outcome = work.carry_out(effect, front.surroundings)?;
+                machine.result(outcome, system::now());
+            }
+            Step::Done(finish) => break finish,
+        }
+    };
+    if finish.outcome != End::Done {
+        setup.note(Level::Info, "next", &how_to_go_on::<R>());
+    }
+    Ok(setup.finish(&finish))
+}
+
+fn how_to_go_on<R: Runtime>() -> String {
+    format!("go on where this ended with: {} setup", R::PROGRAM)
+}
+
+fn stopped(state_dir: &StateDir) -> Finish {
+    let file = state_dir.path(StateFile::SetupProgress);
+    let message = if file.exists() {
+        format!("stopped; how far it came is in {}", file.display())
+    } else {
+        "stopped before anything was done".to_string()
+    };
+    Finish { outcome: End::Internal, message }
+}
+
+/// What is known before the first question.
+fn settings(
+    sources: &Sources<'_>,
+    setup: &Setup,
+    state_dir: &StateDir,
+    told: &SettingUp,
+) -> Result<Settings, Failure> {
+    let registry = MachineRegistry::at(&sources.machine_registry()?);
+    let machine = registry.load()?.map(|record| (registry.path().display().to_string(), record));
+    Ok(Settings {
+        given: told.given.clone(),
+        email_token: told.email_token.clone(),
+        verification_id: told.verification_id.clone(),
+        code: told.code.clone(),
+        skip_release: told.skip_release,
+        address_services: told.address_services.clone(),
+        allow_private: sources.allow_private_targets(),
+        handed_over: (sources.env)(HANDED_OVER).is_some(),
+        release: install::own_manifest().map(|manifest| manifest.version),
+        state_dir: setup.common.state_dir.to_string_lossy().into_owned(),
+        machine,
+        registration: state_dir.registration()?,
+        join_auth: state_dir.join_auth()?,
+    })
+}
+
+/// The file of progress. One that is larger than any is as good as one that is damaged.
+fn progress(state_dir: &StateDir) -> Result<Option<Vec<u8>>, FileError> {
+    // What cannot be read whole is cut, and so cannot be understood; the machine has it set aside.
+    let path = state_dir.path(StateFile::SetupProgress);
+    match read_file(&path, MAX_PROGRESS) {
+        Ok(data) => Ok(data.map(|data| data.to_vec())),
+        Err(_) if path.metadata().is_ok_and(|file| file.len() > MAX_PROGRESS as u64) => Ok(Some(Vec::new())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Nobody can be asked: all that is missing is named at once.
+fn nobody_there<R: Runtime>(machine: &Machine, told: &SettingUp) -> Result<(), Failure> {
+    let mut missing = Vec::new();
+    if !told.yes {
+        missing.push(format!("--yes (you agree to what `{} setup --agreement` prints)", R::PROGRAM));
+    }
+    missing.extend(machine.missing().into_iter().filter_map(Sources::names_of));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let text = format!("missing, and there is no terminal to ask on: {}", missing.join(", "));
+    Err(Failure::Usage(UsageError::new(&text)))
+}
+
+/// The options with those that setup found out.
+pub(super) fn with(options: &BTreeMap<String, String>, more: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let mut all = options.clone();
+    all.extend(more.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string())));
+    all
+}
+
+/// Who answers: somebody at a terminal, or what was said beforehand.
+struct Front<'a, 'b> {
+    told: &'a SettingUp,
+    terminal: Option<Terminal>,
+    interrupts: &'a Interrupts,
+    setup: &'a Setup,
+    surroundings: &'a mut Surroundings<'b>,
+}
+
+impl Front<'_, '_> {
+    fn tell(&mut self, tell: &Tell) {
+        let Some(terminal) = &self.terminal else {
+            let level = match tell.kind {
+                TellKind::Text => Level::Info,
+                TellKind::Warning => Level::Warn,
+                TellKind::Personal if self.setup.log.is_text() => Level::Info,
+                // A log is kept, and headings are for eyes.
+                TellKind::Personal | TellKind::Heading => return,
+            };
+            if tell.text != AGREEMENT {
+                self.setup.log.note(level, "setup", "setup", &tell.text, &[]);
+            }
+            return;
+        };
+        let text = match tell.kind {
+            TellKind::Heading => format!("\n== {} ==\n\n", tell.text),
+            TellKind::Text | TellKind::Personal => terminal.wrap("", &tell.text),
+            TellKind::Warning => terminal.wrap("! ", &tell.text),
+        };
+        // A terminal that takes nothing is no reason to stop.
+        let _ = self.surroundings.stderr.write_all(text.as_bytes());
+    }
+
+    /// The text of an answer; `None` where the operator stops here.
+    fn answer<R: Runtime>(&mut self, question: &Question) -> Result<Option<String>, Failure> {
+        let beforehand = question.unattended().filter(|_| self.told.yes && question.problem.is_none());
+        if let Some(text) = beforehand {
+            return Ok(Some(text.to_string()));
+        }
+        let Some(terminal) = &mut self.terminal else {
+            return match question.unattended().filter(|_| self.told.yes) {
+                Some(text) => Ok(Some(text.to_string())),
+                None => Err(unanswered::<R>(question)),
+            };
+        };
+        let mut text = String::new();
+        for reuse in &question.reuse {
+            text.push_str(&terminal.wrap("  - ", &reuse.text));
+        }
+        if let Some(problem) = &question.problem {
+            text.push_str(&terminal.wrap("! ", problem));
+        }
+        text.push_str(&terminal.prompt(question));
+        let out = &mut *self.surroundings.stderr;
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        match terminal.read(self.interrupts) {
+            Typed::Line(line) => Ok(Some(line)),
+            Typed::Stop => {
+                // The prompt's line is still open.
+                let _ = writeln!(self.surroundings.stderr);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Tells somebody at a terminal that an answer cannot be taken. Of what was said beforehand, none is left then.
+    fn refuse(&mut self, why: &str) -> Result<(), Failure> {
+        match &self.terminal {
+            Some(terminal) => {
+                let _ = self.surroundings.stderr.write_all(terminal.wrap("! ", why).as_bytes());
+                Ok(())
+            }
+            None => Err(Failure::Usage(UsageError::new(why))),
+        }
+    }
+}
+
+/// A question that nobody is there to answer.
+fn unanswered<R: Runtime>(question: &Question) -> Failure {
+    let names = Sources::names_of(question.id).unwrap_or_else(|| question.id.as_str().to_string());
+    let problem = question.problem.as_ref().map(|why| format!(": {}", printable(why))).unwrap_or_default();
+    if question.id == QuestionId::Code {
+        let text = format!(
+            "a code was sent by email{problem}; go on with the same command and {names} CODE ({})",
+            R::PROGRAM
+        );
+        return Failure::new(End::NotRegistered, text);
+    }
+    Failure::Usage(UsageError::new(&format!("missing: {names}{problem}")))
+}

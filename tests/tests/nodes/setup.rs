@@ -1,0 +1,471 @@
+//! `setup`: from an empty home to a node that serves, on a terminal and without one.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use consensus_core::state::MachineRecord;
+use consensus_core::tunnel::Mode;
+use consensus_testbed::binaries::Shell;
+use consensus_testbed::network::PAYOUT_OPTIONS;
+use consensus_testbed::options::Options;
+use consensus_testbed::orchestrator::Record;
+use consensus_testbed::process::{Exit, NodeProcess};
+use consensus_testbed::pty::{END, INTERRUPT, Pty};
+use consensus_testbed::release;
+use serde_json::{Value, json};
+
+use crate::installs;
+use crate::lab::{LONG, Lab, stop, with_both_shells};
+
+with_both_shells! {
+    a_terminal_leads_from_an_empty_home_to_a_connected_node
+    every_wrong_answer_is_told_with_an_example_and_asked_again
+    stopped_and_killed_at_every_question_it_goes_on
+    killed_in_the_middle_of_its_work_it_goes_on
+    with_everything_said_beforehand_nothing_is_asked
+    what_is_missing_without_a_terminal_is_named
+    a_code_that_comes_by_email_is_brought_in_a_second_run
+    the_required_release_is_installed_and_goes_on
+    a_machine_that_is_not_admitted_costs_no_email
+    a_machine_that_holds_another_node_is_refused
+}
+
+/// What a service says of this machine.
+const IPV4: &str = "203.0.114.7";
+
+/// The questions of a course without an earlier one, by what is shown of each, and an answer.
+const QUESTIONS: [(&str, &str); 12] = [
+    ("The network's server:", "SERVER"),
+    ("may this machine do this [y/n]:", "y"),
+    ("Public IPv4 address of this machine [203.0.114.7]:", ""),
+    ("Public IPv6 address, or none [none]:", ""),
+    ("Port that the network is told [9090]:", "9191"),
+    ("a code is sent there:", "operator@example.org"),
+    ("The code that was sent by email, or the word again for another:", "CODE"),
+    ("How the network can reach you [operator@example.org]:", ""),
+    ("EVM address:", PAYOUT_OPTIONS[1]),
+    ("Solana address:", PAYOUT_OPTIONS[3]),
+    ("ICP principal:", PAYOUT_OPTIONS[5]),
+    ("Register with this (no asks everything again) [Y/n]:", ""),
+];
+
+struct World {
+    lab: Lab,
+    service: String,
+}
+
+impl World {
+    fn new(shell: Shell, options: Options) -> Self {
+        Self { lab: Lab::with(shell, options), service: address_service(IPV4) }
+    }
+
+    /// A network whose codes come by email alone.
+    fn with_email(shell: Shell) -> Self {
+        Self::new(shell, Options { no_dev_code: true, ..Options::default() })
+    }
+
+    fn url(&self) -> String {
+        self.lab.network.orchestrator.url()
+    }
+
+    /// Setup on a terminal, with nothing said about the network.
+    fn terminal(&self) -> Pty {
+        let program = self.lab.program.to_str().unwrap();
+        let arguments = [
+            "--ctty",
+            program,
+            "setup",
+            "--skip-release",
+            "--address-service",
+            &self.service,
+            "--log-level=warn",
+        ];
+        let mut command = self.lab.network.home.command(Path::new("setsid"), arguments);
+        command.env_remove("CONSENSUS_LOG").env("NO_COLOR", "1").env("TERM", "xterm");
+        Pty::spawn(&mut command).unwrap()
+    }
+
+    /// Setup without a terminal.
+    fn run(&self, arguments: &[&str]) -> Exit {
+        let mut all = vec!["setup", "--address-service", &self.service];
+        all.extend(arguments);
+        self.lab.run(&all)
+    }
+
+    /// The last code that was sent by email.
+    fn code(&self) -> String {
+        let mut codes = self.records(|record| match record {
+            Record::EmailCode { code, .. } => Some(code.clone()),
+            _ => None,
+        });
+        codes.pop().unwrap()
+    }
+
+    fn records<T>(&self, find: impl Fn(&Record) -> Option<T>) -> Vec<T> {
+        self.lab
+            .network
+            .orchestrator
+            .journal()
+            .since(0)
+            .iter()
+            .filter_map(|(_, record)| find(record))
+            .collect()
+    }
+
+    fn emails(&self) -> usize {
+        self.records(|record| matches!(record, Record::EmailCode { .. }).then_some(())).len()
+    }
+
+    fn evaluations(&self) -> usize {
+        self.records(|record| matches!(record, Record::Ready { mode: Mode::Eval, .. }).then_some(())).len()
+    }
+
+    /// Types the answer to a question that is shown.
+    fn answer(&self, terminal: &mut Pty, answer: &str) {
+        let answer = match answer {
+            "SERVER" => self.url(),
+            "CODE" => self.code(),
+            other => other.to_string(),
+        };
+        terminal.type_text(&format!("{answer}\n")).unwrap();
+    }
+
+    fn progress(&self) -> Value {
+        let path = self.lab.network.home.state_dir().join("setup-progress.json");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+
+    /// Everything is there: the node runs and is served.
+    fn assert_set_up(&self) {
+        assert_eq!(self.progress(), json!({"version": 1, "step": "done", "answers": {}}));
+        let state = self.lab.network.home.state_dir();
+        let config: Value = serde_json::from_slice(&fs::read(state.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["ipv4"], IPV4);
+        let node = self.lab.start(&["control", "--allow-private-targets"]);
+        let (_, ()) = self.lab.record(&node, 0, "a control session", |record| match record {
+            Record::Ready { mode: Mode::Control, .. } => Some(()),
+            _ => None,
+        });
+        assert_eq!(self.lab.network.orchestrator.attached(), [config["node_id"].as_str().unwrap()]);
+        stop(node);
+    }
+}
+
+/// Answers every request with this text; gives its URL.
+fn address_service(text: &'static str) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                head.push(byte[0]);
+            }
+            let length = text.len() + 1;
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}\n"
+            );
+        }
+    });
+    url
+}
+
+fn a_terminal_leads_from_an_empty_home_to_a_connected_node(shell: Shell) {
+    let world = World::with_email(shell);
+    let mut terminal = world.terminal();
+    for (question, answer) in QUESTIONS {
+        terminal.expect(&[question], LONG).unwrap();
+        if question.contains("code that was") {
+            assert_eq!(world.evaluations(), 1, "the email comes after the evaluation");
+        }
+        world.answer(&mut terminal, answer);
+    }
+    let (status, text) = terminal.wait(LONG).unwrap();
+    assert!(status.success(), "{text}");
+    for words in
+        ["WHAT RUNNING A NODE MEANS", "sees this machine at", "local-1, Localhost, ZZ", " run --server http"]
+    {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert!(!text.contains("\u{1b}[3") && text.contains("Start the node with"), "{text}");
+    // What is typed is shown behind its prompt; all else keeps to the terminal's width.
+    let prompts = |line: &str| QUESTIONS.iter().any(|(question, _)| line.contains(question));
+    let long = text
+        .lines()
+        .find(|line| line.chars().count() > 80 && !prompts(line) && !line.contains("run --server"));
+    assert_eq!(long, None);
+    world.assert_set_up();
+    let joined = world.records(|record| matches!(record, Record::Joined { .. }).then_some(()));
+    assert_eq!(joined.len(), 1);
+
+    // Once more: the node that is there is kept.
+    let mut terminal = world.terminal();
+    terminal.expect(&["The network's server:"], LONG).unwrap();
+    world.answer(&mut terminal, "SERVER");
+    terminal.expect(&["Keep this registration [Y/n]:"], LONG).unwrap();
+    world.answer(&mut terminal, "");
+    let (status, text) = terminal.wait(LONG).unwrap();
+    assert!(status.success() && text.contains("Start the node with"), "{text}");
+    assert_eq!(world.emails(), 1);
+}
+
+fn every_wrong_answer_is_told_with_an_example_and_asked_again(shell: Shell) {
+    let world = World::with_email(shell);
+    let wrong: [&[&str]; 12] = [
+        &["", "network.example", "https://a/b", "ftp://a"],
+        &["", "perhaps"],
+        &["10.0.0.1", "127.0.0.1", "::1", "x"],
+        &["8.8.8.8", "fe80::1"],
+        &["0", "65536", "http"],
+        &["", "nobody", "a@b@c"],
+        &["", "12 34", "000000x"],
+        &["\u{9b}31m"],
+        &["", "0x12"],
+        &["", "0enkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DAxx"],
+        &["", "rrkah-fqaaa-aaaaa-aaaba-cai"],
+        &["perhaps"],
+    ];
+    let mut terminal = world.terminal();
+    for ((question, answer), wrong) in QUESTIONS.into_iter().zip(wrong) {
+        for text in wrong {
+            terminal.expect(&[question], LONG).unwrap();
+            terminal.type_text(&format!("{text}\n")).unwrap();
+            // The network's own no to a code has no example.
+            terminal.expect(&["for example", "invalid_code"], LONG).unwrap();
+        }
+        terminal.expect(&[question], LONG).unwrap();
+        world.answer(&mut terminal, answer);
+    }
+    let (status, text) = terminal.wait(LONG).unwrap();
+    assert!(status.success(), "{text}");
+    assert!(!text.contains('\u{9b}'), "{text}");
+}
+
+fn stopped_and_killed_at_every_question_it_goes_on(shell: Shell) {
+    let world = World::with_email(shell);
+    let resume = "Use this again [Y/n]:";
+    for number in 0..=QUESTIONS.len() {
+        let mut terminal = world.terminal();
+        let (question, answer) = QUESTIONS.get(number).copied().unwrap_or(("Start the node with", ""));
+        if number > 0 && terminal.expect(&[resume, question], LONG).unwrap() == 0 {
+            world.answer(&mut terminal, "");
+            terminal.expect(&[question], LONG).unwrap();
+        } else if number == 0 {
+            terminal.expect(&[question], LONG).unwrap();
+        }
+        if number == QUESTIONS.len() {
+            let (status, text) = terminal.wait(LONG).unwrap();
+            assert!(status.success(), "{text}");
+            break;
+        }
+        // It ends here in one of three ways, and has to come to this very question again.
+        let (next, _) = QUESTIONS.get(number + 1).copied().unwrap_or(("is node", ""));
+        if number % 3 < 2 {
+            terminal.type_text(if number % 3 == 0 { INTERRUPT } else { END }).unwrap();
+            let (status, text) = terminal.wait(LONG).unwrap();
+            assert_eq!(status.code(), Some(70), "{text}");
+            assert!(text.contains("stopped"), "{text}");
+            terminal = world.terminal();
+            if number > 0 && terminal.expect(&[resume, question], LONG).unwrap() == 0 {
+                world.answer(&mut terminal, "");
+                terminal.expect(&[question], LONG).unwrap();
+            } else if number == 0 {
+                terminal.expect(&[question], LONG).unwrap();
+            }
+        }
+        world.answer(&mut terminal, answer);
+        terminal.expect(&[next], LONG).unwrap();
+        if number + 1 < QUESTIONS.len() {
+            assert_eq!(world.progress()["version"], 1);
+            terminal.kill().unwrap();
+        } else {
+            let (status, text) = terminal.wait(LONG).unwrap();
+            assert!(status.success(), "{text}");
+            break;
+        }
+    }
+    assert_eq!((world.emails(), world.evaluations()), (1, 1), "what held was used again");
+    world.assert_set_up();
+}
+
+fn killed_in_the_middle_of_its_work_it_goes_on(shell: Shell) {
+    let world = World::new(shell, Options::default());
+    let arguments = unattended(&world);
+    let killed_at = |what: &str, find: fn(&Record) -> bool| {
+        let mut all = vec!["setup", "--address-service", &world.service];
+        all.extend(arguments.iter().map(String::as_str));
+        let journal = world.lab.network.orchestrator.journal();
+        let mark = journal.since(0).len();
+        let node = world.lab.start(&all);
+        world.lab.record(&node, mark, what, |record| find(record).then_some(()));
+        drop(node);
+    };
+    killed_at(
+        "a region asked",
+        |record| matches!(record, Record::Http { path, .. } if path.contains("region")),
+    );
+    killed_at("an evaluation", |record| matches!(record, Record::Ready { .. }));
+    killed_at("an email", |record| matches!(record, Record::EmailCode { .. }));
+    killed_at("a registration", |record| matches!(record, Record::Joined { .. }));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
+    world.assert_set_up();
+}
+
+/// Everything that setup asks for.
+fn unattended(world: &World) -> Vec<String> {
+    let mut all = vec!["--yes", "--skip-release", "--email", "operator@example.org"];
+    all.extend(PAYOUT_OPTIONS);
+    let mut all: Vec<String> = all.into_iter().map(String::from).collect();
+    all.extend(["--server".to_string(), world.url()]);
+    all
+}
+
+fn with_everything_said_beforehand_nothing_is_asked(shell: Shell) {
+    let world = World::new(shell, Options::default());
+    let arguments = unattended(&world);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
+    assert!(!exit.stderr().contains("operator@example.org"), "no log gets an address: {}", exit.stderr());
+    assert!(exit.stderr().contains("Start the node with"), "{}", exit.stderr());
+    world.assert_set_up();
+
+    // From the environment alone, on another machine.
+    let world = World::new(shell, Options::default());
+    let mut command = world.lab.network.node(&world.lab.program, ["setup", "--yes", "--skip-release"]);
+    command
+        .env("CONSENSUS_NODE_CONTACT", "me")
+        .env("CONSENSUS_NODE_IPV4", IPV4)
+        .env("CONSENSUS_NODE_IPV6", "none")
+        .env("CONSENSUS_ADDRESS_SERVICES", "none")
+        .env("CONSENSUS_EVM_ADDRESS", PAYOUT_OPTIONS[1])
+        .env("CONSENSUS_SOLANA_ADDRESS", PAYOUT_OPTIONS[3])
+        .env("CONSENSUS_ICP_ADDRESS", PAYOUT_OPTIONS[5]);
+    let missing = NodeProcess::run(command, LONG).unwrap();
+    assert_eq!(missing.code, Some(2), "an email address has no variable: {}", missing.stderr());
+    assert!(missing.stderr().contains("--email"), "{}", missing.stderr());
+}
+
+fn what_is_missing_without_a_terminal_is_named(shell: Shell) {
+    let world = World::new(shell, Options::default());
+    let exit = world.run(&[]);
+    assert_eq!(exit.code, Some(2), "{}", exit.stderr());
+    for name in
+        ["--yes", "--agreement", "--email", "CONSENSUS_EVM_ADDRESS", "--solana-address", "--icp-address"]
+    {
+        assert!(exit.stderr().contains(name), "{name}: {}", exit.stderr());
+    }
+    assert_eq!(exit.lines.len(), 1);
+    assert!(!world.lab.network.home.state_dir().exists(), "a wrong command line leaves nothing");
+    let all = unattended(&world);
+    let with = |more: &[&str]| {
+        let all: Vec<&str> = all.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        world.run(&all)
+    };
+    for (wrong, words) in [
+        (["--ipv4", "10.0.0.1"], "not a public address"),
+        (["--port", "0"], "--port: \"0\" is not allowed"),
+        (["--ipv6", "1.1.1.1"], "--ipv6"),
+        (["--address-service", "ftp://x"], "the scheme is ftp"),
+        (["--release-key", "x"], "--release-key"),
+    ] {
+        let exit = with(&wrong);
+        assert_eq!(exit.code, Some(2), "{wrong:?}: {}", exit.stderr());
+        assert!(exit.stderr().contains(words), "{words}: {}", exit.stderr());
+    }
+    // Nobody says what the address is, and nobody is there to ask.
+    let silent = address_service("<html>no</html>");
+    let mut all = vec!["setup", "--address-service", &silent];
+    let told = unattended(&world);
+    all.extend(told.iter().map(String::as_str));
+    let exit = world.lab.run(&all);
+    assert_eq!(exit.code, Some(2), "{}", exit.stderr());
+    assert!(exit.stderr().contains("--ipv4") && exit.stderr().contains("no address"), "{}", exit.stderr());
+    let exit = world.lab.run(&["setup", "--agreement"]);
+    assert_eq!((exit.code, exit.stdout.as_str()), (Some(0), consensus_core::setup::AGREEMENT));
+}
+
+fn a_code_that_comes_by_email_is_brought_in_a_second_run(shell: Shell) {
+    let world = World::with_email(shell);
+    let arguments = unattended(&world);
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(3), "{}", exit.stderr());
+    assert!(exit.stderr().contains("--code"), "{}", exit.stderr());
+    let code = world.code();
+    arguments.extend(["--code", &code]);
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
+    assert_eq!((world.emails(), world.evaluations()), (1, 1));
+    world.assert_set_up();
+}
+
+fn the_required_release_is_installed_and_goes_on(shell: Shell) {
+    let world = World::new(shell, Options::default());
+    let orchestrator = &world.lab.network.orchestrator;
+    let tarball = installs::tarball("0.3.0", &fs::read(&world.lab.program).unwrap());
+    orchestrator.require(orchestrator.publish_release(release::manifest("0.3.0"), tarball));
+    let arguments = unattended(&world);
+    let arguments: Vec<&str> =
+        arguments.iter().map(String::as_str).filter(|word| *word != "--skip-release").collect();
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
+    let dir: PathBuf = world.lab.network.home.root().join(".consensus/node-runtime");
+    assert!(exit.stderr().contains("Release 0.3.0 is installed"), "{}", exit.stderr());
+    assert!(exit.stderr().contains("This is the required release, 0.3.0"), "{}", exit.stderr());
+    assert!(exit.stderr().contains(&format!("{}/run-node.sh run", dir.display())), "{}", exit.stderr());
+    let mut command: Command = world.lab.network.node(&dir.join("current/bin/consensus-node"), ["verify"]);
+    command.env("CONSENSUS_NODE_INSTALL_DIR", &dir);
+    let exit = NodeProcess::run(command, LONG).unwrap();
+    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
+    assert_eq!(fs::read_dir(dir.join("releases")).unwrap().count(), 1);
+
+    // One that is not taken ends it, and says how to go on without.
+    let world = World::new(shell, Options::default());
+    let orchestrator = &world.lab.network.orchestrator;
+    let mut manifest = release::manifest("0.3.0");
+    manifest.platform = "linux-other".into();
+    orchestrator.require(manifest);
+    let told = unattended(&world);
+    let told: Vec<&str> = told.iter().map(String::as_str).filter(|word| *word != "--skip-release").collect();
+    let exit = world.run(&told);
+    assert_eq!(exit.code, Some(4), "{}", exit.stderr());
+    assert!(exit.stderr().contains("--skip-release"), "{}", exit.stderr());
+    assert_eq!(world.emails() + world.evaluations(), 0);
+}
+
+fn a_machine_that_is_not_admitted_costs_no_email(shell: Shell) {
+    let world = World::new(shell, Options { min_memory_mb: 1_000_000_000, ..Options::default() });
+    let arguments = unattended(&world);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(4), "{}", exit.stderr());
+    assert!(exit.stderr().contains("no email was sent"), "{}", exit.stderr());
+    assert_eq!(world.emails(), 0);
+}
+
+fn a_machine_that_holds_another_node_is_refused(shell: Shell) {
+    let world = World::new(shell, Options::default());
+    world.lab.network.register_node().unwrap();
+    let machine = world.lab.network.home.root().join("machine");
+    fs::create_dir_all(&machine).unwrap();
+    let mut record = MachineRecord::parse(br#"{"machine_id":"m1"}"#).unwrap();
+    record.register("/srv/other", "n9", 1);
+    fs::write(machine.join("machine.json"), record.emit()).unwrap();
+    let arguments = unattended(&world);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(4), "{}", exit.stderr());
+    for name in ["n9", "/srv/other", consensus_testbed::network::NODE_ID, "machine.json"] {
+        assert!(exit.stderr().contains(name), "{name}: {}", exit.stderr());
+    }
+}
