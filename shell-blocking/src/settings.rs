@@ -18,6 +18,7 @@ use consensus_core::state::is_node_id;
 use consensus_core::text::printable;
 use url::Url;
 
+pub use self::proxies::warnings as proxy_warnings;
 use self::read::{
     read_address, read_email, read_number, read_path, read_server_key, read_text, read_token, read_url,
 };
@@ -26,6 +27,7 @@ pub use self::tracing::Tracing;
 pub use self::updating::{Installing, Updating};
 use crate::log::Format;
 
+mod proxies;
 mod read;
 pub(crate) mod release;
 mod tracing;

@@ -15,10 +15,12 @@ use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use consensus_core::crypto::Drbg;
 use consensus_core::event::Level;
 use consensus_core::io::{Finish, Outcome};
+use consensus_core::proxy::Proxies;
 use consensus_core::registration::Notice;
 use consensus_core::state::Registration;
 use consensus_core::text::printable;
@@ -27,7 +29,7 @@ use serde_json::Value;
 use self::options::{Invocation, Name, NoInvocation};
 use crate::log::Log;
 use crate::runtime_api::{Environment, Provider, Runtime};
-use crate::settings::{Common, Sources, UsageError};
+use crate::settings::{Common, Sources, UsageError, proxy_warnings};
 use crate::state_dir::{FileError, LoadedIdentity, LockError, StateDir};
 use crate::system;
 use crate::tls::Tls;
@@ -110,8 +112,14 @@ fn dispatch<R: Runtime>(
         // Read again where it is used; here, so that a wrong value is told before anything is done.
         sources.release()?;
     }
+    // `start` has no connection of its own, and `bench` is with this machine alone.
+    let proxies = match invocation.command {
+        Name::Start | Name::Bench => Proxies::default(),
+        _ => sources.proxies()?,
+    };
     let log = (surroundings.log)(&common);
-    let setup = Setup { common, log };
+    let setup = Setup { common, log, proxies: Arc::new(proxies) };
+    setup.warn(&proxy_warnings(&setup.proxies));
     let result = match invocation.command {
         Name::Eval => node::eval(runtime, &sources, &setup),
         Name::Control => node::control(runtime, &sources, &setup),
@@ -190,6 +198,7 @@ impl From<LockError> for Failure {
 struct Setup {
     common: Common,
     log: Log,
+    proxies: Arc<Proxies>,
 }
 
 impl Setup {
@@ -208,6 +217,7 @@ impl Setup {
         Ok(Environment {
             state_dir: state_dir.clone(),
             tls: tls(self.common.ca.as_deref())?,
+            proxies: Arc::clone(&self.proxies),
             listen: None,
             log: self.log.clone(),
             updates: None,

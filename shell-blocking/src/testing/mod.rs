@@ -139,7 +139,8 @@ pub(crate) fn environment(tls: Tls, state_dir: StateDir) -> (Environment, Lines)
     let lines = Lines::default();
     let log = Log::to_writer(Box::new(lines.clone()), Format::Json, Level::Debug);
     let listen = Some("127.0.0.1:0".parse().unwrap());
-    (Environment { state_dir, tls, listen, log, updates: None }, lines)
+    let proxies = Arc::default();
+    (Environment { state_dir, tls, proxies, listen, log, updates: None }, lines)
 }
 
 /// A runtime at work.
