@@ -513,3 +513,40 @@ fn ready(trying: &[(OwnedFd, SocketAddr)], time: Duration) -> io::Result<Vec<usi
     }
     Ok((0..fds.len()).filter(|at| !fds[*at].revents().is_empty()).collect())
 }
+
+#[cfg(test)]
+#[cfg(feature = "runtime")]
+mod tests {
+    use super::*;
+    use crate::testing::{PATIENCE, blackhole, nobody, server};
+
+    #[test]
+    fn an_address_that_works_is_reached_past_those_that_do_not() {
+        let target = Target::parse("http://name.example/").unwrap();
+        let (black, _held) = blackhole();
+        let (good, accepted) = server(|_| ());
+        // Every address alone gets longer than the whole: only beside the first one is the last one reached in time.
+        let limit = Limit::new(PATIENCE, &Arc::default());
+        let (_, address) = connect(&target, &[nobody(), black, nobody(), good], &limit).unwrap();
+        assert_eq!(address, good);
+        accepted.join().unwrap();
+    }
+
+    #[test]
+    fn where_no_address_works_it_ends_with_the_last_error_or_the_time() {
+        let target = Target::parse("http://name.example/").unwrap();
+        let limit = Limit::new(PATIENCE, &Arc::default());
+        let error = connect(&target, &[nobody(), nobody()], &limit).unwrap_err();
+        assert!(
+            matches!(error, DialError::Connect(ref text) if text.contains("name.example:80: ")),
+            "{error:?}"
+        );
+        let (black, _held) = blackhole();
+        let short = Duration::from_millis(600);
+        let late = DialError::Late(OpenStage::Connect, short);
+        let error = connect(&target, &[nobody(), black], &Limit::new(short, &Arc::default())).unwrap_err();
+        assert_eq!(error, late);
+        let limit = Limit::new(PATIENCE, &Arc::new(AtomicBool::new(true)));
+        assert!(connect(&target, &[black], &limit).is_err(), "one that is no longer wanted");
+    }
+}

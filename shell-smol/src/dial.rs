@@ -287,3 +287,36 @@ async fn connect(target: &Target, addresses: &[SocketAddr]) -> Result<(TcpStream
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{PATIENCE, blackhole, nobody, server};
+
+    #[test]
+    fn an_address_that_works_is_reached_past_those_that_do_not() {
+        let target = Target::parse("http://name.example/").unwrap();
+        let (black, _held) = blackhole();
+        let (good, accepted) = server(|_| ());
+        let addresses = [nobody(), black, nobody(), good];
+        let connected = Limit::new(PATIENCE).hold(OpenStage::Connect, connect(&target, &addresses));
+        let (_, address) = smol::block_on(connected).unwrap();
+        assert_eq!(address, good);
+        accepted.join().unwrap();
+    }
+
+    #[test]
+    fn where_no_address_works_it_ends_with_the_last_error_or_the_time() {
+        let target = Target::parse("http://name.example/").unwrap();
+        let error = smol::block_on(connect(&target, &[nobody(), nobody()])).unwrap_err();
+        assert!(
+            matches!(error, DialError::Connect(ref text) if text.contains("name.example:80: ")),
+            "{error:?}"
+        );
+        let (black, _held) = blackhole();
+        let short = Duration::from_millis(600);
+        let addresses = [nobody(), black];
+        let connected = Limit::new(short).hold(OpenStage::Connect, connect(&target, &addresses));
+        assert_eq!(smol::block_on(connected).unwrap_err(), DialError::Late(OpenStage::Connect, short));
+    }
+}

@@ -14,6 +14,7 @@ mod installs;
 mod logs;
 mod measuring;
 mod outages;
+mod proxies;
 mod serving;
 mod settings;
 mod state;
