@@ -276,11 +276,12 @@ impl<'a> Request<'a> {
         let (said, advice) = match refused {
             Refused::Status(status, reason) => {
                 let advice = match status {
-                    407 if authorization.is_none() => format!(
+                    // Some proxies say 401 for it.
+                    401 | 407 if authorization.is_none() => format!(
                         "put the user name and password that it wants into {setting}: http://USER:PASSWORD@HOST:PORT"
                     ),
-                    407 => format!("it does not take the user name and password in {setting}"),
-                    401 | 403 => "have this destination and port allowed there, or name the host in NO_PROXY"
+                    401 | 407 => format!("it does not take the user name and password in {setting}"),
+                    403 => "have this destination and port allowed there, or name the host in NO_PROXY"
                         .to_string(),
                     400 | 404 | 405 | 501 => format!("is {setting} a proxy that makes tunnels (CONNECT)?"),
                     429 | 500..=599 => "it does not reach the server: look there, or try later".to_string(),

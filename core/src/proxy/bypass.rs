@@ -4,7 +4,7 @@
 //! stands for its subdomains too; `.example.org` and `*.example.org`, which stand for these alone; an address; a network
 //! (`10.0.0.0/8`). Each may have a port, but for a network.
 
-use alloc::string::{String, ToString as _};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
@@ -134,7 +134,7 @@ fn entry(word: &str) -> Option<Entry> {
         && name.split('.').all(|label| {
             !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         });
-    is_name.then_some(Entry { what: What::Name { name: name.to_string(), itself }, port })
+    is_name.then_some(Entry { what: What::Name { name, itself }, port })
 }
 
 fn number(text: &str) -> Option<u16> {

@@ -1,8 +1,10 @@
-//! The command line, the same for both shells: `eval register control start run verify update install release
-//! bench version`.
+//! The command line, the same for both shells: `eval register control start run verify update install release bench
+//! config version completions man`.
 
 mod bench;
+mod config;
 mod install;
+mod manual;
 mod node;
 mod options;
 mod register;
@@ -29,7 +31,7 @@ use serde_json::Value;
 use self::options::{Invocation, Name, NoInvocation};
 use crate::log::Log;
 use crate::runtime_api::{Environment, Provider, Runtime};
-use crate::settings::{Common, Sources, UsageError, proxy_warnings};
+use crate::settings::{Common, File, Sources, UsageError, proxy_warnings};
 use crate::state_dir::{FileError, LoadedIdentity, LockError, StateDir};
 use crate::system;
 use crate::tls::Tls;
@@ -96,12 +98,23 @@ fn dispatch<R: Runtime>(
     invocation: &Invocation,
     surroundings: &mut Surroundings<'_>,
 ) -> Result<u8, Failure> {
-    let sources = Sources { options: &invocation.options, env: surroundings.env };
+    let sources = Sources { options: &invocation.options, env: surroundings.env, file: None };
+    let file = match invocation.command {
+        // These have nothing of it.
+        Name::Version | Name::Bump | Name::Release | Name::Completions | Name::Man => None,
+        // This one works also where nothing says where the state directory is.
+        Name::Install => sources.state_dir().ok().map(|dir| File::read(&dir)).transpose()?.flatten(),
+        _ => File::read(&sources.state_dir()?)?,
+    };
+    let sources = Sources { file: file.as_ref(), ..sources };
     let text = match invocation.command {
         Name::Version => Some(version::text::<R>(&sources)?),
         Name::Bump => Some(version::bump(&sources)?),
         Name::Install => Some(install::run(&sources, surroundings)?),
         Name::Release => Some(release::run(&sources)?),
+        Name::ConfigShow => Some(config::show(&sources)?),
+        Name::Completions => Some(manual::completions(R::PROGRAM, &options::info(), sources.shell()?)),
+        Name::Man => Some(manual::page(R::PROGRAM, &options::info())),
         _ => None,
     };
     if let Some(text) = text {
@@ -128,9 +141,14 @@ fn dispatch<R: Runtime>(
         Name::Register => register::run(runtime, &sources, &setup),
         Name::Bench => bench::run(runtime, &sources, &setup, surroundings.stdout, surroundings.colors),
         Name::Update => update::run(runtime, &sources, &setup, surroundings),
-        Name::Verify | Name::Version | Name::Bump | Name::Install | Name::Release => {
-            verify::run(runtime, &sources, &setup)
-        }
+        Name::Verify
+        | Name::Version
+        | Name::Bump
+        | Name::Install
+        | Name::Release
+        | Name::ConfigShow
+        | Name::Completions
+        | Name::Man => verify::run(runtime, &sources, &setup),
     };
     match result {
         Err(Failure::Finish(finish)) => Ok(setup.finish(&finish)),

@@ -9,19 +9,25 @@ const FORM: &str =
     "http://[USER:PASSWORD@]HOST[:PORT] of a proxy that makes tunnels; nothing, or no variable, for none";
 
 // What is said of a refusal names the variable in capitals, whichever was set.
-const HTTPS_PROXY: Setting<Proxy> =
+pub(super) const HTTPS_PROXY: Setting<Proxy> =
     Setting::new("", &["https_proxy", "HTTPS_PROXY"], FORM, |text| Proxy::parse(text, "HTTPS_PROXY"))
-        .secret();
-const HTTP_PROXY: Setting<Proxy> =
-    Setting::new("", &["http_proxy", "HTTP_PROXY"], FORM, |text| Proxy::parse(text, "HTTP_PROXY")).secret();
-const ALL_PROXY: Setting<Proxy> =
-    Setting::new("", &["all_proxy", "ALL_PROXY"], FORM, |text| Proxy::parse(text, "ALL_PROXY")).secret();
-const NO_PROXY: Setting<Bypass> = Setting::new(
+        .secret()
+        .key("https-proxy");
+pub(super) const HTTP_PROXY: Setting<Proxy> =
+    Setting::new("", &["http_proxy", "HTTP_PROXY"], FORM, |text| Proxy::parse(text, "HTTP_PROXY"))
+        .secret()
+        .key("http-proxy");
+pub(super) const ALL_PROXY: Setting<Proxy> =
+    Setting::new("", &["all_proxy", "ALL_PROXY"], FORM, |text| Proxy::parse(text, "ALL_PROXY"))
+        .secret()
+        .key("all-proxy");
+pub(super) const NO_PROXY: Setting<Bypass> = Setting::new(
     "",
     &["no_proxy", "NO_PROXY"],
     "hosts, .suffixes, addresses, networks such as 10.0.0.0/8, or *, with commas between",
     |text| Ok(Bypass::parse(text)),
-);
+)
+.key("no-proxy");
 
 impl Sources<'_> {
     /// What the node's own connections go through.
@@ -59,7 +65,7 @@ mod tests {
 
     fn proxies(env: &[(&str, &str)]) -> Result<Proxies, UsageError> {
         let find = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-        Sources { options: &BTreeMap::new(), env: &find }.proxies()
+        Sources { options: &BTreeMap::new(), env: &find, file: None }.proxies()
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod lab;
 
 mod bad_peers;
+mod completions;
 mod exit_codes;
 mod first_steps;
 mod installs;
