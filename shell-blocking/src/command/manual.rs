@@ -113,3 +113,47 @@ fn brief(text: &str) -> String {
 fn function(program: &str) -> String {
     format!("_{}", program.replace('-', "_"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::options;
+
+    #[test]
+    fn every_command_and_option_is_in_all_of_them() {
+        let all = options::info();
+        let scripts =
+            [Shell::Bash, Shell::Zsh, Shell::Fish].map(|shell| completions("the-node", &all, shell));
+        let page = page("the-node", &all);
+        let leaves = leaves(&all);
+        assert!(leaves.len() > 14, "{}", leaves.len());
+        for leaf in leaves {
+            for script in &scripts {
+                assert!(script.contains(leaf.path.last().unwrap()), "{:?}", leaf.path);
+            }
+            for flag in super::options(leaf.command) {
+                let name = flag.long.trim_start_matches('-');
+                for script in &scripts {
+                    assert!(script.contains(name), "{name}");
+                }
+                assert!(page.contains(&flag.long.replace('-', "\\-")), "{name}");
+            }
+        }
+        for text in scripts.iter().chain([&page]) {
+            assert!(text.contains("the-node") || text.contains("the\\-node"));
+            assert!(!text.contains("{command_name}") && !text.contains('\u{a0}'), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_beside_a_completion_is_short() {
+        for (whole, short) in [
+            ("between pings, 1 to 20 (CONSENSUS_PING_SECONDS; default 20)", "between pings, 1 to 20"),
+            ("Serve the local API alone. Works without a registration.", "Serve the local API alone"),
+            ("let strangers in: for a lab only", "let strangers in"),
+            ("print one JSON object", "print one JSON object"),
+        ] {
+            assert_eq!(brief(whole), short);
+        }
+    }
+}

@@ -685,6 +685,22 @@ mod tests {
     }
 
     #[test]
+    fn settings_completions_and_the_manual_are_asked_for_by_their_names() {
+        let show = of(&["config", "show", "--json", "--state-dir", "s"]).unwrap();
+        assert_eq!((show.command, &*show.options["--state-dir"]), (Name::ConfigShow, "s"));
+        assert!(usage_of(&["config"]).contains("config"));
+        let completions = of(&["completions", "zsh"]).unwrap();
+        assert_eq!((completions.command, &*completions.options["shell"]), (Name::Completions, "zsh"));
+        assert!(usage_of(&["completions"]).contains("shell"));
+        assert_eq!(of(&["man"]).unwrap().command, Name::Man);
+        for words in [&["config", "show", "--help"][..], &["completions", "--help"], &["man", "--help"]] {
+            let text = help_of(words);
+            assert!(text.contains("Examples:"), "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+        }
+    }
+
+    #[test]
     fn install_takes_an_artifact_and_options_or_nothing() {
         let invocation = of(&["install", "--retention=2", "a.tgz", "--allow-older"]).unwrap();
         assert_eq!(invocation.command, Name::Install);

@@ -160,7 +160,7 @@ mod tests {
         for (name, value) in [
             ("max-requests", limits.max_requests as u64),
             ("max-streams", limits.max_streams as u64),
-            ("max-inits", limits.max_inits),
+            ("max-inits", limits.max_inits.into()),
             ("max-request-body", limits.max_request_body as u64 / 1024 / 1024),
             ("max-response-body", limits.max_response_body as u64 / 1024 / 1024),
             ("max-head", limits.max_head as u64 / 1024),

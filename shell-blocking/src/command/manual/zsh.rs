@@ -31,7 +31,9 @@ fn arguments(command: &CommandInfoWithArgs) -> Vec<String> {
             FlagInfoKind::Switch => format!("'{long}[{about}]'"),
             FlagInfoKind::Option { arg_name } => {
                 let arg = arg_name.replace(':', "\\:");
-                format!("'{long}=[{about}]:{arg}:{}'", action(follows(flag)))
+                // The one that may be given again.
+                let again = if long == "--release-key" { "*" } else { "" };
+                format!("'{again}{long}=[{about}]:{arg}:{}'", action(follows(flag)))
             }
         });
     }
