@@ -14,6 +14,7 @@ mod first_steps;
 mod installs;
 mod logs;
 mod measuring;
+mod names;
 mod outages;
 mod proxies;
 mod serving;

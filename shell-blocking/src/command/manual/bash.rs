@@ -14,18 +14,13 @@ pub(super) fn script(program: &str, all: &CommandInfoWithArgs) -> String {
     for leaf in &leaves {
         let path = leaf.path.join("/");
         for flag in options(leaf.command) {
+            let offer = |what: &str| format!("mapfile -t COMPREPLY < <(compgen {what} -- \"$cur\"); return");
             let then = match follows(flag) {
                 Follows::Nothing => continue,
-                Follows::Own => "return",
-                Follows::File => {
-                    "compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- \"$cur\"); return"
-                }
-                Follows::Folder => {
-                    "compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- \"$cur\"); return"
-                }
-                Follows::Words(words) => {
-                    &format!("mapfile -t COMPREPLY < <(compgen -W '{words}' -- \"$cur\"); return")
-                }
+                Follows::Own => "return".to_string(),
+                Follows::File => format!("compopt -o filenames; {}", offer("-f")),
+                Follows::Folder => format!("compopt -o filenames; {}", offer("-d")),
+                Follows::Words(words) => offer(&format!("-W '{words}'")),
             };
             after.push_str(&format!("        '/{path} {}') {then} ;;\n", flag.long));
         }
