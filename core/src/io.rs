@@ -328,6 +328,8 @@ pub enum OpenStage {
     Tls,
     /// The HTTP upgrade failed.
     Upgrade,
+    /// The operator's [proxy](crate::proxy) was not reached, or makes no tunnel to the server.
+    Proxy,
 }
 
 /// Work outside the link.

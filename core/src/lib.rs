@@ -111,6 +111,8 @@ pub mod limits;
 pub mod node;
 mod outbox;
 pub mod peer;
+pub mod proxy;
+pub mod race;
 pub mod registration;
 pub mod release;
 pub mod service;

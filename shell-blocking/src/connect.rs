@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -10,9 +10,15 @@ use std::time::{Duration, Instant};
 
 use consensus_core::guard::{Scheme, Target};
 use consensus_core::io::{Audience, OpenStage};
+use consensus_core::proxy::{Proxies, Proxy, Request};
+use consensus_core::race::{self, HEAD_START};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketType};
 use rustls::ClientConnection;
 
-use crate::dial::{ADDRESS_TIMEOUT, DialError, candidates, is_quiet, known, unconnected, unresolved};
+use crate::dial::{
+    DialError, candidates, check_proxied, is_quiet, known, not_let_through, unconnected, unheard, unresolved,
+};
 use crate::names::Names;
 use crate::tls::{self, Tls};
 
@@ -314,18 +320,24 @@ pub fn dial_tcp(
     Ok(tcp.stream)
 }
 
-/// Connects to `target` on behalf of `audience`.
+/// Connects to `target` for the node itself: through a proxy, where there is one for it. What others ask for never goes
+/// this way.
 ///
 /// # Errors
 /// How far it came.
 pub fn dial(
     target: &Target,
     audience: Audience,
+    proxies: &Proxies,
     tls: &Tls,
     names: &Names,
     limit: &Limit,
 ) -> Result<Transport, DialError> {
-    dial_at(target, &look_up(target, audience, names, limit)?, tls, limit).map(|(transport, _)| transport)
+    let connected = match proxies.of(target) {
+        Some(proxy) => dial_through(proxy, target, audience, tls, names, limit),
+        None => dial_at(target, &look_up(target, audience, names, limit)?, tls, limit),
+    };
+    connected.map(|(transport, _)| transport)
 }
 
 /// Connects to one of these addresses of `target`; which one it was.
@@ -339,18 +351,64 @@ pub fn dial_at(
     limit: &Limit,
 ) -> Result<(Transport, SocketAddr), DialError> {
     let (tcp, address) = connect(target, addresses, limit)?;
-    let transport = match target.scheme {
-        Scheme::Http => Transport::Plain(tcp),
+    Ok((secure(target, tcp, tls, limit)?, address))
+}
+
+/// Connects to `target` through `proxy`; at which address the proxy is.
+///
+/// # Errors
+/// How far it came.
+pub fn dial_through(
+    proxy: &Proxy,
+    target: &Target,
+    audience: Audience,
+    tls: &Tls,
+    names: &Names,
+    limit: &Limit,
+) -> Result<(Transport, SocketAddr), DialError> {
+    check_proxied(target, audience)?;
+    let (tcp, address) = tunnel(proxy, target, names, limit).map_err(|error| error.at(proxy))?;
+    Ok((secure(target, tcp, tls, limit)?, address))
+}
+
+fn tunnel(
+    proxy: &Proxy,
+    target: &Target,
+    names: &Names,
+    limit: &Limit,
+) -> Result<(Tcp, SocketAddr), DialError> {
+    let at = proxy.target();
+    let (mut tcp, address) = connect(&at, &look_up(&at, Audience::Operator, names, limit)?, limit)?;
+    let broken = |error: io::Error| limit.judge(OpenStage::Proxy, unheard(proxy, &error));
+    let mut request = Request::new(proxy, target);
+    while !request.to_write().is_empty() {
+        let written = tcp.write(request.to_write()).map_err(broken)?;
+        request.wrote(written);
+    }
+    let mut buffer = [0; 2048];
+    loop {
+        let count = tcp.read(&mut buffer).map_err(broken)?;
+        match request.received(&buffer[..count]) {
+            Ok(true) => return Ok((tcp, address)),
+            Ok(false) => {}
+            Err(refused) => return Err(not_let_through(&request, &refused)),
+        }
+    }
+}
+
+/// What the target's scheme wants on top of TCP.
+fn secure(target: &Target, tcp: Tcp, tls: &Tls, limit: &Limit) -> Result<Transport, DialError> {
+    match target.scheme {
+        Scheme::Http => Ok(Transport::Plain(tcp)),
         Scheme::Https => {
             let (config, name) = tls.client(&target.host).map_err(DialError::Tls)?;
             let connection =
                 ClientConnection::new(config, name).map_err(|error| DialError::Tls(error.to_string()))?;
             let stream = TlsStream::shake_hands(connection, tcp)
                 .map_err(|error| limit.judge(OpenStage::Tls, DialError::Tls(tls::describe(&error))))?;
-            Transport::Tls(Box::new(stream))
+            Ok(Transport::Tls(Box::new(stream)))
         }
-    };
-    Ok((transport, address))
+    }
 }
 
 /// The addresses to try for `target`: one look-up, and the guard.
@@ -385,22 +443,110 @@ fn connect(target: &Target, addresses: &[SocketAddr], limit: &Limit) -> Result<(
         .map_err(|error| limit.judge(OpenStage::Connect, unconnected(target, &error)))
 }
 
+/// Tries the addresses, each with a head start before the next (RFC 8305); the first that takes a connection has it.
 fn connect_any(addresses: &[SocketAddr], limit: &Limit) -> io::Result<(Tcp, SocketAddr)> {
+    let mut untried = race::order(addresses).into_iter();
+    let mut trying: Vec<(OwnedFd, SocketAddr)> = Vec::new();
+    let mut next = Instant::now();
     let mut last = None;
-    for (at, address) in addresses.iter().enumerate() {
-        // The slice is only asked whether there is any time: the system's own connect cannot be interrupted.
-        limit.slice()?;
-        let left = limit.until.saturating_duration_since(Instant::now());
-        let most = if at + 1 < addresses.len() { ADDRESS_TIMEOUT } else { left };
-        let timeout = left.min(most).max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(address, timeout) {
-            Ok(stream) => {
-                // Small messages must not wait for the answers to earlier ones; where it cannot be set, they do.
-                let _ = stream.set_nodelay(true);
-                return Ok((Tcp::new(stream, limit.clone()), *address));
+    loop {
+        let slice = limit.slice()?;
+        let now = Instant::now();
+        if trying.is_empty() || now >= next {
+            if let Some(address) = untried.next() {
+                match begin(address) {
+                    Ok(socket) => {
+                        trying.push((socket, address));
+                        next = now + HEAD_START;
+                    }
+                    Err(error) => last = Some(error),
+                }
+                continue;
             }
-            Err(error) => last = Some(error),
+        }
+        if trying.is_empty() {
+            return Err(last.unwrap_or_else(|| ErrorKind::AddrNotAvailable.into()));
+        }
+        let time = if untried.len() > 0 { slice.min(next.saturating_duration_since(now)) } else { slice };
+        for at in ready(&trying, time)?.into_iter().rev() {
+            let (socket, address) = trying.remove(at);
+            match rustix::net::sockopt::socket_error(&socket)? {
+                Ok(()) => {
+                    let stream = TcpStream::from(socket);
+                    stream.set_nonblocking(false)?;
+                    // Small messages must not wait for the answers to earlier ones; where it cannot be set, they do.
+                    let _ = stream.set_nodelay(true);
+                    return Ok((Tcp::new(stream, limit.clone()), address));
+                }
+                Err(error) => {
+                    last = Some(error.into());
+                    // The next one need not wait for this.
+                    next = now;
+                }
+            }
         }
     }
-    Err(last.unwrap_or_else(|| ErrorKind::AddrNotAvailable.into()))
+}
+
+/// Begins to connect, without waiting for it.
+fn begin(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS | rustix::io::Errno::INTR) => Ok(socket),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Which of them are connected, or have failed; waits for the first one, but no longer than `time`.
+fn ready(trying: &[(OwnedFd, SocketAddr)], time: Duration) -> io::Result<Vec<usize>> {
+    let mut fds: Vec<_> = trying.iter().map(|(socket, _)| PollFd::new(socket, PollFlags::OUT)).collect();
+    let time = Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    };
+    match poll(&mut fds, Some(&time)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok((0..fds.len()).filter(|at| !fds[*at].revents().is_empty()).collect())
+}
+
+#[cfg(test)]
+#[cfg(feature = "runtime")]
+mod tests {
+    use super::*;
+    use crate::testing::{PATIENCE, blackhole, nobody, server};
+
+    #[test]
+    fn an_address_that_works_is_reached_past_those_that_do_not() {
+        let target = Target::parse("http://name.example/").unwrap();
+        let (black, _held) = blackhole();
+        let (good, accepted) = server(|_| ());
+        // Every address alone gets longer than the whole: only beside the first one is the last one reached in time.
+        let limit = Limit::new(PATIENCE, &Arc::default());
+        let (_, address) = connect(&target, &[nobody(), black, nobody(), good], &limit).unwrap();
+        assert_eq!(address, good);
+        accepted.join().unwrap();
+    }
+
+    #[test]
+    fn where_no_address_works_it_ends_with_the_last_error_or_the_time() {
+        let target = Target::parse("http://name.example/").unwrap();
+        let limit = Limit::new(PATIENCE, &Arc::default());
+        let error = connect(&target, &[nobody(), nobody()], &limit).unwrap_err();
+        assert!(
+            matches!(error, DialError::Connect(ref text) if text.contains("name.example:80: ")),
+            "{error:?}"
+        );
+        let (black, _held) = blackhole();
+        let short = Duration::from_millis(600);
+        let late = DialError::Late(OpenStage::Connect, short);
+        let error = connect(&target, &[nobody(), black], &Limit::new(short, &Arc::default())).unwrap_err();
+        assert_eq!(error, late);
+        let limit = Limit::new(PATIENCE, &Arc::new(AtomicBool::new(true)));
+        assert!(connect(&target, &[black], &limit).is_err(), "one that is no longer wanted");
+    }
 }

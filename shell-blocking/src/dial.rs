@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use consensus_core::guard::{self, Target};
 use consensus_core::io::{Audience, FetchError, FetchErrorKind, LinkEnd, OpenStage};
+use consensus_core::proxy::{Proxy, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::http::times::seconds;
 use crate::names::Names;
-
-/// How long one address is tried where there is another.
-pub const ADDRESS_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +24,8 @@ pub enum DialError {
     Connect(String),
     /// TLS failed.
     Tls(String),
+    /// There is no way through the operator's proxy.
+    Proxy(String),
     /// There was none in time; how far it came.
     Late(OpenStage, Duration),
 }
@@ -39,6 +39,7 @@ impl DialError {
             Self::Forbidden(refused) => (OpenStage::Resolve, refused.to_string()),
             Self::Connect(detail) => (OpenStage::Connect, detail),
             Self::Tls(detail) => (OpenStage::Tls, detail),
+            Self::Proxy(detail) => (OpenStage::Proxy, detail),
             Self::Late(stage, time) => (stage, late(stage, time)),
         };
         LinkEnd::Unopened { stage, detail }
@@ -50,11 +51,46 @@ impl DialError {
         let (kind, detail) = match self {
             Self::Forbidden(refused) => return refused.into(),
             Self::Resolve(detail) => (FetchErrorKind::Resolve, detail),
-            Self::Connect(detail) => (FetchErrorKind::Connect, detail),
+            Self::Connect(detail) | Self::Proxy(detail) => (FetchErrorKind::Connect, detail),
             Self::Tls(detail) => (FetchErrorKind::Tls, detail),
             Self::Late(stage, time) => (FetchErrorKind::Timeout, late(stage, time)),
         };
         FetchError { kind, detail }
+    }
+
+    /// What went wrong on the way to a proxy, or with it, and not with what is behind it.
+    #[must_use]
+    pub fn at(self, proxy: &Proxy) -> Self {
+        Self::Proxy(match self {
+            Self::Late(_, time) => proxy.silent(&seconds(time)),
+            Self::Resolve(detail) | Self::Connect(detail) | Self::Tls(detail) => proxy.unreachable(&detail),
+            Self::Forbidden(refused) => proxy.unreachable(&refused.to_string()),
+            Self::Proxy(detail) => detail,
+        })
+    }
+}
+
+/// That the connection to a proxy broke, with what the system says.
+#[must_use]
+pub fn unheard(proxy: &Proxy, error: &io::Error) -> DialError {
+    DialError::Proxy(proxy.unreachable(&format!("{proxy}: {error}")))
+}
+
+/// That the proxy makes no tunnel.
+#[must_use]
+pub fn not_let_through(request: &Request<'_>, refused: &consensus_core::proxy::Refused) -> DialError {
+    DialError::Proxy(request.explain(refused))
+}
+
+/// Whether a target may be named to a proxy at all. The proxy looks its name up, so that a name is judged there; an
+/// address is judged here.
+///
+/// # Errors
+/// The guard refuses.
+pub fn check_proxied(target: &Target, audience: Audience) -> Result<(), DialError> {
+    match audience {
+        Audience::Operator => Ok(()),
+        Audience::Stranger => target.check_literal().map_err(DialError::Forbidden),
     }
 }
 
@@ -62,6 +98,7 @@ fn late(stage: OpenStage, time: Duration) -> String {
     let why = match stage {
         OpenStage::Resolve => "the name was still being looked up",
         OpenStage::Connect => "nothing answered at its address",
+        OpenStage::Proxy => "the proxy did not answer",
         OpenStage::Tls | OpenStage::Upgrade => "the other side did not finish the TLS handshake",
     };
     format!("no connection within {}: {why}", seconds(time))

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use consensus_core::guard::Target;
 use consensus_core::io::{Audience, Outcome};
+use consensus_core::proxy::Proxies;
 use consensus_core::release::artifact::Artifact;
 use consensus_core::text::printable;
 use consensus_core::wire::hex;
@@ -80,6 +81,8 @@ pub struct Download {
     pub allow_private: bool,
     /// TLS settings.
     pub tls: Tls,
+    /// What it goes through. Where a name leads that is not the network's own is then for the proxy to judge.
+    pub proxies: Arc<Proxies>,
     /// How long to wait.
     pub patience: Patience,
 }

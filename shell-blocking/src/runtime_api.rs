@@ -1,10 +1,12 @@
 //! What a shell's runtime gives to the part that both shells share.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use consensus_core::data_plane::job::{Computed, Job};
 use consensus_core::io::{Fetch, FetchError, Finish, Input, JobId, Output, Response};
 use consensus_core::node::Node;
+use consensus_core::proxy::Proxies;
 use consensus_core::time::Now;
 
 use crate::log::Log;
@@ -26,6 +28,8 @@ pub struct Environment {
     pub state_dir: StateDir,
     /// TLS settings for every outgoing connection; the roots are read when the first one needs them.
     pub tls: Tls,
+    /// What the tunnel, downloads and [`Runtime::fetch`] go through. What a node fetches for others never does.
+    pub proxies: Arc<Proxies>,
     /// Where the local API listens, if it does. Port 0 is any free one: the runtime logs the address it got.
     pub listen: Option<SocketAddr>,
     /// Where events go.

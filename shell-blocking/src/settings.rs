@@ -1,4 +1,4 @@
-//! Settings: from options, then the environment (protocol.md sections 12 and 13), then defaults.
+//! Settings: from options, then the environment (protocol.md sections 12 and 13), then the settings file, then defaults.
 //!
 //! A command reads only what it uses, so a variable that is wrong for one command does not stop another. An empty
 //! variable counts as not set: that is how container files leave one out. A wrong value is told in one line: where
@@ -18,6 +18,9 @@ use consensus_core::state::is_node_id;
 use consensus_core::text::printable;
 use url::Url;
 
+pub use self::file::{FILE_NAME, File};
+pub use self::known::{KNOWN, Known, Told};
+pub use self::proxies::warnings as proxy_warnings;
 use self::read::{
     read_address, read_email, read_number, read_path, read_server_key, read_text, read_token, read_url,
 };
@@ -28,6 +31,9 @@ pub use self::tracing::Tracing;
 pub use self::updating::{Installing, Updating};
 use crate::log::Format;
 
+mod file;
+mod known;
+mod proxies;
 mod read;
 pub(crate) mod release;
 mod service;
@@ -70,6 +76,8 @@ struct Setting<T> {
     read: fn(&str) -> Result<T, String>,
     /// Whether the value stays out of messages.
     secret: bool,
+    /// Its name in the settings file, where it has no option.
+    key: &'static str,
 }
 
 impl<T> Setting<T> {
@@ -79,11 +87,16 @@ impl<T> Setting<T> {
         allowed: &'static str,
         read: fn(&str) -> Result<T, String>,
     ) -> Self {
-        Self { option, env, allowed, read, secret: false }
+        Self { option, env, allowed, read, secret: false, key: "" }
     }
 
     const fn secret(self) -> Self {
         Self { secret: true, ..self }
+    }
+
+    /// Names a setting of the environment alone for the settings file.
+    const fn key(self, key: &'static str) -> Self {
+        Self { key, ..self }
     }
 
     /// `--server (or CONSENSUS_SERVER_URL)`.
@@ -96,6 +109,11 @@ impl<T> Setting<T> {
     }
 }
 
+/// A setting's name in the settings file: its own, or its option's.
+fn name_in_file(option: &'static str, key: &'static str) -> &'static str {
+    if key.is_empty() { option.trim_start_matches('-') } else { key }
+}
+
 /// Where values come from.
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {
@@ -103,6 +121,8 @@ pub struct Sources<'a> {
     pub options: &'a BTreeMap<String, String>,
     /// The environment.
     pub env: &'a dyn Fn(&str) -> Option<OsString>,
+    /// The settings file, if there is one.
+    pub file: Option<&'a File>,
 }
 
 impl fmt::Debug for Sources<'_> {
@@ -111,35 +131,59 @@ impl fmt::Debug for Sources<'_> {
     }
 }
 
+/// The kinds of source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The command line.
+    Option,
+    /// A variable.
+    Environment,
+    /// The settings file.
+    File,
+}
+
 /// A value with the name of where it came from.
 struct Found<T> {
     value: T,
+    source: Source,
     origin: String,
     text: String,
+}
+
+impl<T> Found<T> {
+    fn told(self) -> Told {
+        Told { text: self.text, source: self.source, origin: self.origin }
+    }
 }
 
 impl Sources<'_> {
     fn find<T>(&self, setting: &Setting<T>) -> Result<Option<Found<T>>, UsageError> {
         if let Some(text) = self.options.get(setting.option) {
-            return Self::read(setting, setting.option, text).map(Some);
+            return Self::read(setting, Source::Option, setting.option, text).map(Some);
         }
         for name in setting.env {
             let Some(value) = (self.env)(name).filter(|value| !value.is_empty()) else { continue };
             let Some(text) = value.to_str() else {
                 return Err(wrong(name, &value.to_string_lossy(), "text in UTF-8", ""));
             };
-            return Self::read(setting, name, text).map(Some);
+            return Self::read(setting, Source::Environment, name, text).map(Some);
         }
-        Ok(None)
+        let found = self.file.and_then(|file| file.get(name_in_file(setting.option, setting.key)));
+        found.map(|(text, origin)| Self::read(setting, Source::File, &origin, text)).transpose()
     }
 
     fn get<T>(&self, setting: &Setting<T>) -> Result<Option<T>, UsageError> {
         Ok(self.find(setting)?.map(|found| found.value))
     }
 
-    fn read<T>(setting: &Setting<T>, origin: &str, text: &str) -> Result<Found<T>, UsageError> {
+    fn read<T>(
+        setting: &Setting<T>,
+        source: Source,
+        origin: &str,
+        text: &str,
+    ) -> Result<Found<T>, UsageError> {
         match (setting.read)(text.trim()) {
-            Ok(value) => Ok(Found { value, origin: origin.to_string(), text: text.to_string() }),
+            Ok(value) => Ok(Found { value, source, origin: origin.to_string(), text: text.to_string() }),
             Err(detail) => {
                 let shown = if setting.secret { "(not shown)" } else { text };
                 Err(wrong(origin, shown, setting.allowed, &detail))
@@ -303,7 +347,8 @@ const MACHINE_REGISTRY: Setting<PathBuf> = Setting::new(
     &["CONSENSUS_MACHINE_REGISTRY_DIR"],
     "the path of a folder (default ~/.consensus)",
     read_path,
-);
+)
+.key("machine-registry-dir");
 const LOG: Setting<Format> = Setting::new("--log", &["CONSENSUS_LOG"], "json, text", |text| match text {
     "json" => Ok(Format::Json),
     "text" => Ok(Format::Text),
@@ -509,6 +554,10 @@ const MACHINE_ID: Setting<String> = Setting::new(
     "1 to 128 letters, digits and any of - _ . ~ :",
     |text| if is_node_id(text) { Ok(text.to_string()) } else { Err(String::new()) },
 );
+
+/// Where the local API listens if nobody says.
+const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+
 impl Sources<'_> {
     /// What every command but `version` uses.
     ///
@@ -521,6 +570,15 @@ impl Sources<'_> {
             log_level: self.get(&LOG_LEVEL)?.unwrap_or(Level::Info),
             ca: self.get(&CA)?.map(|path| self.absolute(&path)).transpose()?,
         })
+    }
+
+    /// The shell whose completions are wanted.
+    ///
+    /// # Errors
+    /// It is none of those.
+    pub fn shell<T: std::str::FromStr>(&self) -> Result<T, UsageError> {
+        let text = self.options.get("shell").map_or("", String::as_str);
+        text.parse().map_err(|_| wrong("completions", text, "bash, zsh, fish", ""))
     }
 
     /// The state directory, absolute.
@@ -623,11 +681,13 @@ impl Sources<'_> {
     /// # Errors
     /// A wrong value.
     pub fn listen(&self) -> Result<SocketAddr, UsageError> {
-        if let Some(address) = self.get(&LISTEN)? {
+        let found = self.find(&LISTEN)?;
+        let address = found.as_ref().map_or(LISTEN_DEFAULT, |found| found.value);
+        if found.is_some_and(|found| found.source == Source::Option) {
             return Ok(address);
         }
-        let host = self.get(&NODE_HOST)?.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        Ok(SocketAddr::new(host, self.get(&NODE_PORT)?.unwrap_or(9090)))
+        let host = self.get(&NODE_HOST)?.unwrap_or(address.ip());
+        Ok(SocketAddr::new(host, self.get(&NODE_PORT)?.unwrap_or(address.port())))
     }
 
     /// What a registration takes.
@@ -744,7 +804,7 @@ mod tests {
             let found = env.iter().rev().find(|(known, _)| *known == name);
             found.map(|(_, value)| OsString::from(value)).or((name == "HOME").then(|| "/home/op".into()))
         };
-        read(Sources { options: &options, env: &find })
+        read(Sources { options: &options, env: &find, file: None })
     }
 
     const ICP: &str = "rrkah-fqaaa-aaaaa-aaaaq-cai";
@@ -933,7 +993,8 @@ mod tests {
     #[test]
     fn a_missing_home_is_said_with_the_setting_that_helps() {
         let options = BTreeMap::new();
-        let error = Sources { options: &options, env: &|_| None }.common().unwrap_err().to_string();
+        let error =
+            Sources { options: &options, env: &|_| None, file: None }.common().unwrap_err().to_string();
         assert!(error.contains("--state-dir") && error.contains("HOME"), "{error}");
     }
 
@@ -943,7 +1004,7 @@ mod tests {
         let options = BTreeMap::new();
         let env = |name: &str| (name == "CONSENSUS_LOG").then(|| OsString::from_vec(vec![0xff, b'x']));
         let env = |name: &str| env(name).or((name == "HOME").then(|| "/h".into()));
-        let error = Sources { options: &options, env: &env }.common().unwrap_err().to_string();
+        let error = Sources { options: &options, env: &env, file: None }.common().unwrap_err().to_string();
         assert!(error.starts_with("CONSENSUS_LOG: "), "{error}");
     }
 

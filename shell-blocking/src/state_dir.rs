@@ -434,6 +434,16 @@ pub(crate) fn read_file(path: &Path, max: usize) -> Result<Option<Zeroizing<Vec<
     Ok(read(path, max)?.map(|(data, _)| data))
 }
 
+/// A file's content and its mode.
+pub(crate) type WithMode = (Zeroizing<Vec<u8>>, u32);
+
+/// As [`read_file`], with the file's mode.
+pub(crate) fn read_with_mode(path: &Path, max: usize) -> Result<Option<WithMode>, FileError> {
+    let Some((data, file)) = read(path, max)? else { return Ok(None) };
+    let mode = mode_of(&file, path)?;
+    Ok(Some((data, mode)))
+}
+
 /// Replaces any file as a whole and durably.
 pub(crate) fn replace_file(path: &Path, data: &[u8], mode: u32) -> Result<(), FileError> {
     let temporary = write_temporary(path, data, mode)?;

@@ -156,6 +156,7 @@ fn fetch(
         server: updates.server.clone(),
         allow_private: updates.allow_private,
         tls: environment.tls.clone(),
+        proxies: Arc::clone(&environment.proxies),
         patience: Patience::default(),
     };
     let mut told = 0;

@@ -1,5 +1,6 @@
 //! Connections: resolve, connect, TLS.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -9,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use consensus_core::guard::{Scheme, Target};
 use consensus_core::io::{Audience, OpenStage};
+use consensus_core::proxy::{Proxies, Proxy, Request};
+use consensus_core::race::{self, HEAD_START};
 use futures_rustls::TlsConnector;
 use futures_rustls::client::TlsStream;
 use shell_blocking::dial::{
-    ADDRESS_TIMEOUT, DialError, candidates, is_quiet, known, unconnected, unresolved,
+    DialError, candidates, check_proxied, is_quiet, known, not_let_through, unconnected, unheard, unresolved,
 };
 use shell_blocking::names::Names;
 use shell_blocking::tls::Tls;
-use smol::io::{AsyncRead, AsyncWrite};
+use smol::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use smol::net::TcpStream;
 use smol::{Timer, future};
 
@@ -118,16 +121,21 @@ impl Limit {
     }
 }
 
-/// Connects to `target` on behalf of `audience`.
+/// Connects to `target` for the node itself: through a proxy, where there is one for it. What others ask for never goes
+/// this way.
 pub(crate) async fn dial(
     target: &Target,
     audience: Audience,
+    proxies: &Proxies,
     tls: &Tls,
     names: &Names,
     limit: Limit,
 ) -> Result<Wire, DialError> {
-    let addresses = look_up(target, audience, names, limit).await?;
-    dial_at(target, &addresses, tls, limit).await.map(|(wire, _)| wire)
+    let connected = match proxies.of(target) {
+        Some(proxy) => dial_through(proxy, target, audience, tls, names, limit).await,
+        None => dial_at(target, &look_up(target, audience, names, limit).await?, tls, limit).await,
+    };
+    connected.map(|(wire, _)| wire)
 }
 
 /// Connects to one of these addresses of `target`; which one it was.
@@ -138,18 +146,63 @@ pub(crate) async fn dial_at(
     limit: Limit,
 ) -> Result<(Wire, SocketAddr), DialError> {
     let (stream, address) = limit.hold(OpenStage::Connect, connect(target, addresses)).await?;
-    let wire = match target.scheme {
-        Scheme::Http => Wire::Plain(stream),
+    Ok((secure(target, stream, tls, limit).await?, address))
+}
+
+/// Connects to `target` through `proxy`; at which address the proxy is.
+pub(crate) async fn dial_through(
+    proxy: &Proxy,
+    target: &Target,
+    audience: Audience,
+    tls: &Tls,
+    names: &Names,
+    limit: Limit,
+) -> Result<(Wire, SocketAddr), DialError> {
+    check_proxied(target, audience)?;
+    let tunnel = limit.hold(OpenStage::Proxy, tunnel(proxy, target, names, limit)).await;
+    let (stream, address) = tunnel.map_err(|error| error.at(proxy))?;
+    Ok((secure(target, stream, tls, limit).await?, address))
+}
+
+async fn tunnel(
+    proxy: &Proxy,
+    target: &Target,
+    names: &Names,
+    limit: Limit,
+) -> Result<(TcpStream, SocketAddr), DialError> {
+    let at = proxy.target();
+    let addresses = look_up(&at, Audience::Operator, names, limit).await?;
+    let (mut stream, address) = connect(&at, &addresses).await?;
+    let broken = |error: io::Error| unheard(proxy, &error);
+    let mut request = Request::new(proxy, target);
+    while !request.to_write().is_empty() {
+        let written = stream.write(request.to_write()).await.map_err(broken)?;
+        request.wrote(written);
+    }
+    let mut buffer = [0; 2048];
+    loop {
+        let count = stream.read(&mut buffer).await.map_err(broken)?;
+        match request.received(&buffer[..count]) {
+            Ok(true) => return Ok((stream, address)),
+            Ok(false) => {}
+            Err(refused) => return Err(not_let_through(&request, &refused)),
+        }
+    }
+}
+
+/// What the target's scheme wants on top of TCP.
+async fn secure(target: &Target, stream: TcpStream, tls: &Tls, limit: Limit) -> Result<Wire, DialError> {
+    match target.scheme {
+        Scheme::Http => Ok(Wire::Plain(stream)),
         Scheme::Https => {
             let (config, name) = tls.client(&target.host).map_err(DialError::Tls)?;
             let shake_hands = async {
                 let shaken = TlsConnector::from(config).connect(name, stream).await;
                 shaken.map_err(|error| DialError::Tls(shell_blocking::tls::describe(&error)))
             };
-            Wire::Tls(Box::new(limit.hold(OpenStage::Tls, shake_hands).await?))
+            Ok(Wire::Tls(Box::new(limit.hold(OpenStage::Tls, shake_hands).await?)))
         }
-    };
-    Ok((wire, address))
+    }
 }
 
 /// Connects to a host on behalf of `audience`, without TLS.
@@ -187,27 +240,83 @@ pub(crate) async fn look_up(
     }
 }
 
+type Trying = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+/// Tries the addresses, each with a head start before the next (RFC 8305); the first that takes a connection has it.
 async fn connect(target: &Target, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), DialError> {
+    let mut untried = race::order(addresses).into_iter();
+    let mut trying: Vec<(SocketAddr, Trying)> = Vec::new();
+    let mut next = Timer::after(HEAD_START);
     let mut last = None;
-    for (at, address) in addresses.iter().enumerate() {
-        let connected = if at + 1 < addresses.len() {
-            let timeout = async {
-                Timer::after(ADDRESS_TIMEOUT).await;
-                Err(io::ErrorKind::TimedOut.into())
-            };
-            future::or(TcpStream::connect(address), timeout).await
-        } else {
-            TcpStream::connect(address).await
-        };
-        match connected {
-            Ok(stream) => {
-                // Small messages must not wait for the answers to earlier ones; where it cannot be set, they do.
-                let _ = stream.set_nodelay(true);
-                return Ok((stream, *address));
+    let first = poll_fn(|context| {
+        loop {
+            let mut at = 0;
+            while let Some((address, connecting)) = trying.get_mut(at) {
+                match connecting.as_mut().poll(context) {
+                    Poll::Ready(Ok(stream)) => return Poll::Ready(Ok((stream, *address))),
+                    Poll::Ready(Err(error)) => {
+                        last = Some(error);
+                        drop(trying.remove(at));
+                        // The next one need not wait for this.
+                        next.set_at(Instant::now());
+                    }
+                    Poll::Pending => at += 1,
+                }
             }
-            Err(error) => last = Some(error),
+            if untried.len() > 0 && (trying.is_empty() || Pin::new(&mut next).poll(context).is_ready()) {
+                if let Some(address) = untried.next() {
+                    trying.push((address, Box::pin(TcpStream::connect(address))));
+                    next.set_after(HEAD_START);
+                }
+            } else if trying.is_empty() {
+                return Poll::Ready(Err(last.take()));
+            } else {
+                return Poll::Pending;
+            }
+        }
+    });
+    match first.await {
+        Ok((stream, address)) => {
+            // Small messages must not wait for the answers to earlier ones; where it cannot be set, they do.
+            let _ = stream.set_nodelay(true);
+            Ok((stream, address))
+        }
+        Err(last) => {
+            let last = last.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into());
+            Err(unconnected(target, &last))
         }
     }
-    let last = last.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into());
-    Err(unconnected(target, &last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{PATIENCE, blackhole, nobody, server};
+
+    #[test]
+    fn an_address_that_works_is_reached_past_those_that_do_not() {
+        let target = Target::parse("http://name.example/").unwrap();
+        let (black, _held) = blackhole();
+        let (good, accepted) = server(|_| ());
+        let addresses = [nobody(), black, nobody(), good];
+        let connected = Limit::new(PATIENCE).hold(OpenStage::Connect, connect(&target, &addresses));
+        let (_, address) = smol::block_on(connected).unwrap();
+        assert_eq!(address, good);
+        accepted.join().unwrap();
+    }
+
+    #[test]
+    fn where_no_address_works_it_ends_with_the_last_error_or_the_time() {
+        let target = Target::parse("http://name.example/").unwrap();
+        let error = smol::block_on(connect(&target, &[nobody(), nobody()])).unwrap_err();
+        assert!(
+            matches!(error, DialError::Connect(ref text) if text.contains("name.example:80: ")),
+            "{error:?}"
+        );
+        let (black, _held) = blackhole();
+        let short = Duration::from_millis(600);
+        let addresses = [nobody(), black];
+        let connected = Limit::new(short).hold(OpenStage::Connect, connect(&target, &addresses));
+        assert_eq!(smol::block_on(connected).unwrap_err(), DialError::Late(OpenStage::Connect, short));
+    }
 }

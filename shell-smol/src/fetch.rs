@@ -3,11 +3,13 @@
 use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use consensus_core::guard::Target;
 use consensus_core::io::{Audience, Fetch, FetchError, FetchErrorKind, Response};
+use consensus_core::proxy::Proxies;
 use shell_blocking::budget::Budget;
 use shell_blocking::dial::DialError;
 use shell_blocking::http::client::Exchange;
@@ -18,7 +20,7 @@ use shell_blocking::tls::Tls;
 use smol::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _};
 
 use crate::alarms::{Alarm, Alarms};
-use crate::dial::{Limit, Wire, dial_at, look_up};
+use crate::dial::{Limit, Wire, dial_at, dial_through, look_up};
 
 /// What is read at once: a body of 16 KiB and its head in one go.
 const READ_BUFFER: usize = 20 * 1024;
@@ -31,6 +33,8 @@ pub(crate) struct Means {
     pub(crate) pool: Pool<Connection>,
     pub(crate) budget: Budget,
     pub(crate) alarms: Alarms,
+    /// For the node's own requests; none for those of others.
+    proxies: Arc<Proxies>,
 }
 
 /// A connection to a target, and the memory to read it with.
@@ -47,8 +51,15 @@ impl pool::Connection for Connection {
 }
 
 impl Means {
+    /// For what the node fetches for others: it goes direct.
     pub(crate) fn new(tls: Tls, budget: Budget) -> Self {
-        Self { tls, names: Names::default(), pool: Pool::default(), budget, alarms: Alarms::default() }
+        let (names, pool, alarms) = (Names::default(), Pool::default(), Alarms::default());
+        Self { tls, names, pool, budget, alarms, proxies: Arc::default() }
+    }
+
+    /// For the node's own requests.
+    pub(crate) fn own(tls: Tls, proxies: Arc<Proxies>) -> Self {
+        Self { proxies, ..Self::new(tls, Budget::default()) }
     }
 
     /// Makes the exchange, within its times.
@@ -79,12 +90,17 @@ impl Means {
         limit: Limit,
         is_again: bool,
     ) -> Result<(Kept<Connection>, bool), DialError> {
-        let addresses = look_up(target, audience, &self.names, limit).await?;
-        let kept = if is_again { None } else { self.pool.take(target, audience, &addresses) };
-        if let Some(kept) = kept {
-            return Ok((kept, true));
-        }
-        let (wire, address) = dial_at(target, &addresses, &self.tls, limit).await?;
+        let (wire, address) = match self.proxies.of(target) {
+            Some(proxy) => dial_through(proxy, target, audience, &self.tls, &self.names, limit).await?,
+            None => {
+                let addresses = look_up(target, audience, &self.names, limit).await?;
+                let kept = if is_again { None } else { self.pool.take(target, audience, &addresses) };
+                if let Some(kept) = kept {
+                    return Ok((kept, true));
+                }
+                dial_at(target, &addresses, &self.tls, limit).await?
+            }
+        };
         let connection = Connection { wire, buffer: vec![0; READ_BUFFER] };
         Ok((Kept::new(target, audience, address, connection), false))
     }

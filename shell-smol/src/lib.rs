@@ -17,8 +17,9 @@ mod testing;
 #[cfg(test)]
 use Smol as Tested;
 
+use std::sync::Arc;
+
 use consensus_core::io::{Fetch, FetchError, Finish, Response};
-use shell_blocking::budget::Budget;
 use shell_blocking::runtime_api::{Environment, Machine, Runtime};
 
 /// The smol runtime.
@@ -34,7 +35,7 @@ impl Runtime for Smol {
     }
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
-        let means = fetch::Means::new(environment.tls.clone(), Budget::default());
+        let means = fetch::Means::own(environment.tls.clone(), Arc::clone(&environment.proxies));
         let late = async { match means.alarms.clone().run().await {} };
         smol::block_on(smol::future::or(means.fetch(request.clone()), late))
     }

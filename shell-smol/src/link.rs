@@ -1,8 +1,11 @@
 //! The tunnel's WebSocket: opened, then worked to its end.
 
+use std::sync::Arc;
+
 use async_tungstenite::{WebSocketStream, client_async_with_config};
 use consensus_core::io::{Audience, Input, LinkEnd, LinkId};
 use consensus_core::limits::OPEN_TIMEOUT;
+use consensus_core::proxy::Proxies;
 use shell_blocking::dial::DialError;
 use shell_blocking::names::Names;
 use shell_blocking::tls::Tls;
@@ -28,13 +31,14 @@ impl Link {
         executor: &Executor<'static>,
         id: LinkId,
         url: String,
+        proxies: Arc<Proxies>,
         means: &Means,
         happened: Sender<Happened>,
     ) -> Self {
         let (channel, far) = Channel::new(means.budget.clone());
         let (tls, names) = (means.tls.clone(), means.names.clone());
         let task = executor.spawn(async move {
-            let socket = connect(&url, &tls, &names).await;
+            let socket = connect(&url, &proxies, &tls, &names).await;
             run(id, socket, happened, far).await;
         });
         Self { id, channel, task }
@@ -69,12 +73,17 @@ async fn run(
     }
 }
 
-async fn connect(url: &str, tls: &Tls, names: &Names) -> Result<WebSocketStream<Fair>, LinkEnd> {
+async fn connect(
+    url: &str,
+    proxies: &Proxies,
+    tls: &Tls,
+    names: &Names,
+) -> Result<WebSocketStream<Fair>, LinkEnd> {
     let target = websocket::target(url)?;
     let request = websocket::request(url, &target)?;
     // The node gives an attempt up and says so; that is to be heard, and not this limit.
     let limit = Limit::new(OPEN_TIMEOUT * 2);
-    let wire = dial(&target, Audience::Operator, tls, names, limit).await;
+    let wire = dial(&target, Audience::Operator, proxies, tls, names, limit).await;
     let transport = Box::new(wire.map_err(DialError::into_link_end)?);
     match client_async_with_config(request, Fair::new(transport), Some(websocket::config())).await {
         Ok((socket, _)) => Ok(socket),

@@ -199,7 +199,8 @@ impl Shell {
                 Output::Wait(deadline) => return (deadline, finished),
                 Output::OpenLink { link, url } => {
                     let happened = self.happened.clone();
-                    self.link = Some(Link::open(&self.executor, link, url, &self.means, happened));
+                    let proxies = Arc::clone(&self.environment.proxies);
+                    self.link = Some(Link::open(&self.executor, link, url, proxies, &self.means, happened));
                 }
                 Output::Send { link, data } => {
                     let Some(open) = self.link(link) else { continue };

@@ -11,6 +11,7 @@ pub mod binaries;
 pub mod chaos;
 pub mod client;
 pub mod conn;
+pub mod connect_proxy;
 pub mod data_plane;
 pub mod demo;
 pub mod dial;

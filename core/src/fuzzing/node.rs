@@ -462,8 +462,14 @@ impl World {
 fn link_end(script: &mut Script) -> LinkEnd {
     match script.byte() % 6 {
         0 => {
-            let stages = [OpenStage::Resolve, OpenStage::Connect, OpenStage::Tls, OpenStage::Upgrade];
-            LinkEnd::Unopened { stage: stages[usize::from(script.byte() % 4)], detail: script.text() }
+            let stages = [
+                OpenStage::Resolve,
+                OpenStage::Connect,
+                OpenStage::Tls,
+                OpenStage::Upgrade,
+                OpenStage::Proxy,
+            ];
+            LinkEnd::Unopened { stage: stages[usize::from(script.byte() % 5)], detail: script.text() }
         }
         1 => LinkEnd::NotUpgraded { status: u16::from(script.byte()) * 4 },
         2 => LinkEnd::Closed { code: 900 + u16::from(script.byte()), reason: script.text() },

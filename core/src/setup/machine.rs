@@ -300,7 +300,7 @@ impl Setup {
                 self.on_address(family, &printable(&fetch.target.host), found);
             }
             (Effect::Fetch { purpose, .. }, Outcome::Fetched(answer)) => {
-                self.on_fetched(purpose, answer, now)
+                self.on_fetched(purpose, answer, now);
             }
             (Effect::Evaluate { .. }, Outcome::Evaluated(evaluated)) => self.on_evaluated(evaluated),
             (Effect::Register(_), Outcome::Registered(Ok(registration))) => {

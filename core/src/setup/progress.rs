@@ -179,7 +179,7 @@ mod tests {
     fn a_damaged_file_is_told_and_not_trusted_in_any_part() {
         let text = String::from_utf8(whole().emit("email")).unwrap();
         for cut in 0..text.trim_end().len() {
-            assert!(Progress::parse(text[..cut].as_bytes(), false).is_err(), "{cut}");
+            assert!(Progress::parse(&text.as_bytes()[..cut], false).is_err(), "{cut}");
         }
         for (member, wrong) in [
             ("version", json!(2)),

@@ -233,7 +233,7 @@ impl World {
     }
 
     /// To the last question, where the process is killed.
-    fn to_confirm(&mut self) {
+    fn run_to_the_last_question(&mut self) {
         let mut setup = self.start();
         loop {
             match setup.next(self.now()) {
@@ -435,7 +435,7 @@ fn everything_that_still_holds_is_offered_and_nothing_that_ran_out() {
     };
     // Killed at the last question: all is there.
     let mut world = World::new();
-    world.to_confirm();
+    world.run_to_the_last_question();
     use Reusable::{Addresses, Answers, Email, Evaluation};
     assert_eq!(reuse_of(&world), [Answers, Addresses, Evaluation, Email]);
     // Nine minutes and one second later there are less than sixty seconds left of both.
@@ -476,7 +476,7 @@ fn what_is_not_used_again_is_asked_for_again() {
 #[test]
 fn what_one_network_gave_is_not_shown_to_another() {
     let mut world = World::new();
-    world.to_confirm();
+    world.run_to_the_last_question();
     world.given.insert(QuestionId::Server, "https://other.example".into());
     world.did.clear();
     world.finish();
@@ -907,7 +907,7 @@ fn the_release_that_was_installed_goes_on_and_does_not_ask_again() {
 #[test]
 fn no_progress_file_makes_it_panic() {
     let mut world = World::new();
-    world.to_confirm();
+    world.run_to_the_last_question();
     let whole = world.progress.clone().unwrap();
     let mut state = 7_u64;
     for _ in 0..3000 {

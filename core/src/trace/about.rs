@@ -98,6 +98,7 @@ fn link_end(end: &LinkEnd) -> String {
                 OpenStage::Connect => "connecting",
                 OpenStage::Tls => "TLS",
                 OpenStage::Upgrade => "the upgrade",
+                OpenStage::Proxy => "the proxy",
             };
             format!("did not open: {stage} failed")
         }

@@ -50,6 +50,10 @@ impl Down {
                         "the server did not open a WebSocket",
                         "check that the URL is a Consensus server's, and whether it wants https",
                     ),
+                    OpenStage::Proxy => (
+                        "there is no way through the proxy",
+                        "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY; a server named in NO_PROXY is connected to directly",
+                    ),
                 };
                 Self::new(Outcome::Unreachable, format!("{what}: {detail}"), Some(advice))
             }

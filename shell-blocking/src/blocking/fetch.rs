@@ -13,12 +13,13 @@ use consensus_core::guard::Target;
 use consensus_core::io::{
     Audience, EffectId, EffectResult, Fetch, FetchError, FetchErrorKind, Input, Response,
 };
+use consensus_core::proxy::Proxies;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::inbox::{Inbox, Said};
 use super::watch::{Token, Watch};
 use crate::budget::Budget;
-use crate::connect::{Limit, Transport, dial_at, look_up};
+use crate::connect::{Limit, Transport, dial_at, dial_through, look_up};
 use crate::dial::{DialError, known};
 use crate::http::client::Exchange;
 use crate::http::pool::{self, Kept, Pool};
@@ -44,11 +45,19 @@ pub(super) struct Means {
     pub(super) names: Names,
     pub(super) pool: Pool<Connection>,
     pub(super) budget: Budget,
+    /// For the node's own requests; none for those of others.
+    proxies: Arc<Proxies>,
 }
 
 impl Means {
+    /// For what the node fetches for others: it goes direct.
     pub(super) fn new(tls: Tls, budget: Budget) -> Self {
-        Self { tls, names: Names::default(), pool: Pool::default(), budget }
+        Self { tls, names: Names::default(), pool: Pool::default(), budget, proxies: Arc::default() }
+    }
+
+    /// For the node's own requests.
+    pub(super) fn own(tls: Tls, proxies: Arc<Proxies>) -> Self {
+        Self { proxies, ..Self::new(tls, Budget::default()) }
     }
 }
 
@@ -104,11 +113,16 @@ impl Asked {
     /// Looks up and connects; blocks.
     fn obtain(&self, means: &Means, limit: &Limit) -> Result<Obtained, DialError> {
         let Self { target, audience, .. } = self;
-        let addresses = look_up(target, *audience, &means.names, limit)?;
-        if let Some(kept) = self.take_kept(&addresses, means) {
-            return Ok(kept);
-        }
-        let (mut transport, address) = dial_at(target, &addresses, &means.tls, limit)?;
+        let (mut transport, address) = match means.proxies.of(target) {
+            Some(proxy) => dial_through(proxy, target, *audience, &means.tls, &means.names, limit)?,
+            None => {
+                let addresses = look_up(target, *audience, &means.names, limit)?;
+                if let Some(kept) = self.take_kept(&addresses, means) {
+                    return Ok(kept);
+                }
+                dial_at(target, &addresses, &means.tls, limit)?
+            }
+        };
         transport.set_nonblocking().map_err(|error| crate::dial::unconnected(target, &error))?;
         let connection = Connection { transport, buffer: vec![0; READ_BUFFER] };
         Ok(Obtained { kept: Kept::new(target, *audience, address, connection), is_reused: false })

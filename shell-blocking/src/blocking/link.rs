@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use consensus_core::io::{Audience, LinkEnd, OpenStage};
 use consensus_core::limits::OPEN_TIMEOUT;
+use consensus_core::proxy::Proxies;
 use tungstenite::handshake::HandshakeError;
 
 use super::channel::{Fair, Socket};
@@ -23,6 +24,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Opens a link, on a thread that may block.
 pub(super) fn open(
     url: &str,
+    proxies: &Proxies,
     tls: &Tls,
     names: &Names,
     cancelled: &Arc<AtomicBool>,
@@ -31,7 +33,7 @@ pub(super) fn open(
     let target = websocket::target(url)?;
     let request = websocket::request(url, &target)?;
     let transport =
-        dial(&target, Audience::Operator, tls, names, &limit).map_err(DialError::into_link_end)?;
+        dial(&target, Audience::Operator, proxies, tls, names, &limit).map_err(DialError::into_link_end)?;
     let upgraded =
         tungstenite::client::client_with_config(request, Fair::new(transport), Some(websocket::config()));
     let mut socket = match upgraded {

@@ -71,7 +71,8 @@ impl Runtime for Blocking {
     }
 
     fn fetch(&self, environment: &Environment, request: &Fetch) -> Result<Response, FetchError> {
-        fetch::fetch(&Means::new(environment.tls.clone(), Budget::default()), request.clone())
+        let (tls, proxies) = (environment.tls.clone(), Arc::clone(&environment.proxies));
+        fetch::fetch(&Means::own(tls, proxies), request.clone())
     }
 }
 
@@ -474,9 +475,9 @@ impl Shell {
         let cancelled = Arc::new(AtomicBool::new(false));
         let (inbox, tls, stop) =
             (Arc::clone(&self.inbox), self.environment.tls.clone(), Arc::clone(&cancelled));
-        let names = self.names.clone();
+        let (names, proxies) = (self.names.clone(), Arc::clone(&self.environment.proxies));
         let open = move || {
-            let result = Box::new(link::open(&url, &tls, &names, &stop));
+            let result = Box::new(link::open(&url, &proxies, &tls, &names, &stop));
             inbox.say(Said::Opened { link, result });
         };
         match self.opening.submit(open) {

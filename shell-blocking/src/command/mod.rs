@@ -1,8 +1,10 @@
 //! The command line, the same for both shells: `setup eval register control start run verify update install service
-//! release bench version`.
+//! release bench config version completions man`.
 
 mod bench;
+mod config;
 mod install;
+mod manual;
 mod node;
 mod options;
 mod register;
@@ -17,10 +19,12 @@ use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use consensus_core::crypto::Drbg;
 use consensus_core::event::Level;
 use consensus_core::io::{Finish, Outcome};
+use consensus_core::proxy::Proxies;
 use consensus_core::registration::Notice;
 use consensus_core::state::Registration;
 use consensus_core::text::printable;
@@ -29,7 +33,7 @@ use serde_json::Value;
 use self::options::{Invocation, Name, NoInvocation};
 use crate::log::Log;
 use crate::runtime_api::{Environment, Provider, Runtime};
-use crate::settings::{Common, Sources, UsageError};
+use crate::settings::{Common, File, Sources, UsageError, proxy_warnings};
 use crate::state_dir::{FileError, LoadedIdentity, LockError, StateDir};
 use crate::system;
 use crate::tls::Tls;
@@ -99,7 +103,15 @@ fn dispatch<R: Runtime>(
     invocation: &Invocation,
     surroundings: &mut Surroundings<'_>,
 ) -> Result<u8, Failure> {
-    let sources = Sources { options: &invocation.options, env: surroundings.env };
+    let sources = Sources { options: &invocation.options, env: surroundings.env, file: None };
+    let file = match invocation.command {
+        // These have nothing of it.
+        Name::Version | Name::Bump | Name::Release | Name::Completions | Name::Man => None,
+        // This one works also where nothing says where the state directory is.
+        Name::Install => sources.state_dir().ok().map(|dir| File::read(&dir)).transpose()?.flatten(),
+        _ => File::read(&sources.state_dir()?)?,
+    };
+    let sources = Sources { file: file.as_ref(), ..sources };
     if let Name::ServiceInstall | Name::ServiceUninstall | Name::ServiceStatus = invocation.command {
         return service::run::<R>(invocation.command, &sources, surroundings);
     }
@@ -108,6 +120,9 @@ fn dispatch<R: Runtime>(
         Name::Bump => Some(version::bump(&sources)?),
         Name::Install => Some(install::run(&sources, surroundings)?),
         Name::Release => Some(release::run(&sources)?),
+        Name::ConfigShow => Some(config::show(&sources)?),
+        Name::Completions => Some(manual::completions(R::PROGRAM, &options::info(), sources.shell()?)),
+        Name::Man => Some(manual::page(R::PROGRAM, &options::info())),
         _ => None,
     };
     if let Some(text) = text {
@@ -121,8 +136,14 @@ fn dispatch<R: Runtime>(
         // Read again where it is used; here, so that a wrong value is told before anything is done.
         sources.release()?;
     }
+    // `start` has no connection of its own, and `bench` is with this machine alone.
+    let proxies = match invocation.command {
+        Name::Start | Name::Bench => Proxies::default(),
+        _ => sources.proxies()?,
+    };
     let log = (surroundings.log)(&common);
-    let setup = Setup { common, log };
+    let setup = Setup { common, log, proxies: Arc::new(proxies) };
+    setup.warn(&proxy_warnings(&setup.proxies));
     let result = match invocation.command {
         Name::Setup => setup::run(runtime, &sources, &setup, surroundings),
         Name::Eval => node::eval(runtime, &sources, &setup),
@@ -139,7 +160,10 @@ fn dispatch<R: Runtime>(
         | Name::Release
         | Name::ServiceInstall
         | Name::ServiceUninstall
-        | Name::ServiceStatus => verify::run(runtime, &sources, &setup),
+        | Name::ServiceStatus
+        | Name::ConfigShow
+        | Name::Completions
+        | Name::Man => verify::run(runtime, &sources, &setup),
     };
     match result {
         Err(Failure::Finish(finish)) => Ok(setup.finish(&finish)),
@@ -211,6 +235,7 @@ impl From<LockError> for Failure {
 struct Setup {
     common: Common,
     log: Log,
+    proxies: Arc<Proxies>,
 }
 
 impl Setup {
@@ -229,6 +254,7 @@ impl Setup {
         Ok(Environment {
             state_dir: state_dir.clone(),
             tls: tls(self.common.ca.as_deref())?,
+            proxies: Arc::clone(&self.proxies),
             listen: None,
             log: self.log.clone(),
             updates: None,

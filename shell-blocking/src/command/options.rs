@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, CommandInfoWithArgs, FromArgs};
 
 use crate::settings::release::REPEATED;
 
@@ -39,6 +39,9 @@ pub(super) enum Name {
     Bench,
     Version,
     Bump,
+    ConfigShow,
+    Completions,
+    Man,
 }
 
 /// Builds the struct of a subcommand from named groups of options and its own, because argh cannot share options
@@ -117,7 +120,7 @@ macro_rules! subcommand {
     };
     (@sort $name:ident $command:tt $about:tt $example:tt
         [$(($field:ident $arg:tt $help:tt))*] [$(($switch:ident $switch_help:tt))*]) => {
-        #[derive(FromArgs, Debug)]
+        #[derive(ArgsInfo, FromArgs, Debug)]
         #[argh(subcommand, name = $command, description = $about, example = $example, help_triggers("-h", "--help"))]
         struct $name {
             $(
@@ -335,7 +338,7 @@ subcommand! {
 }
 
 // By hand: it has nothing but subcommands of its own.
-#[derive(FromArgs, Debug)]
+#[derive(ArgsInfo, FromArgs, Debug)]
 #[argh(
     subcommand,
     name = "service",
@@ -348,10 +351,11 @@ struct Service {
     nested: OfService,
 }
 
-#[derive(FromArgs, Debug)]
+#[derive(ArgsInfo, FromArgs, Debug)]
 #[argh(subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and `ArgsInfo` cannot see into a box")]
 enum OfService {
-    Install(Box<ServiceInstall>),
+    Install(ServiceInstall),
     Uninstall(ServiceUninstall),
     Status(ServiceStatus),
 }
@@ -367,7 +371,7 @@ impl Service {
 }
 
 // By hand: it is the one with an argument.
-#[derive(FromArgs, Debug)]
+#[derive(ArgsInfo, FromArgs, Debug)]
 #[argh(
     subcommand,
     name = "install",
@@ -420,7 +424,7 @@ impl Install {
 }
 
 // By hand: it is the one with a subcommand of its own.
-#[derive(FromArgs, Debug)]
+#[derive(ArgsInfo, FromArgs, Debug)]
 #[argh(
     subcommand,
     name = "version",
@@ -439,13 +443,13 @@ struct Version {
     nested: Option<OfVersion>,
 }
 
-#[derive(FromArgs, Debug)]
+#[derive(ArgsInfo, FromArgs, Debug)]
 #[argh(subcommand)]
 enum OfVersion {
     Bump(Bump),
 }
 
-#[derive(FromArgs, Debug)]
+#[derive(ArgsInfo, FromArgs, Debug)]
 #[argh(
     subcommand,
     name = "bump",
@@ -479,15 +483,106 @@ impl Version {
     }
 }
 
-#[derive(FromArgs, Debug)]
+// By hand, for its subcommand.
+#[derive(ArgsInfo, FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "config",
+    description = "What this node's settings are. They come from options, then the environment, then the file \
+        config.toml in the state directory, then defaults.",
+    example = "{command_name} show",
+    help_triggers("-h", "--help")
+)]
+struct Config {
+    #[argh(subcommand)]
+    nested: OfConfig,
+}
+
+#[derive(ArgsInfo, FromArgs, Debug)]
+#[argh(subcommand)]
+enum OfConfig {
+    Show(Show),
+}
+
+#[derive(ArgsInfo, FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "show",
+    description = "Say what every setting is and where that comes from. Secrets are not shown. A wrong value is told.",
+    example = "{command_name} --json",
+    help_triggers("-h", "--help")
+)]
+struct Show {
+    /// whose settings (CONSENSUS_STATE_DIR; default ~/.consensus/node)
+    #[argh(option, arg_name = "DIR")]
+    state_dir: Option<String>,
+    /// print one JSON object
+    #[argh(switch)]
+    json: bool,
+}
+
+impl Config {
+    fn into_invocation(self) -> Invocation {
+        let OfConfig::Show(show) = self.nested;
+        let state_dir = show.state_dir.map(|dir| ("--state-dir".to_string(), dir));
+        let json = show.json.then(|| ("--json".to_string(), "true".to_string()));
+        Invocation { command: Name::ConfigShow, options: state_dir.into_iter().chain(json).collect() }
+    }
+}
+
+// By hand, for its argument.
+#[derive(ArgsInfo, FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "completions",
+    description = "Print what makes a shell complete this program's subcommands and options.",
+    example = "source <({command_name} bash)",
+    help_triggers("-h", "--help")
+)]
+struct Completions {
+    /// bash, zsh or fish
+    #[argh(positional, arg_name = "shell")]
+    shell: String,
+}
+
+impl Completions {
+    fn into_invocation(self) -> Invocation {
+        let options = [("shell".to_string(), self.shell)].into();
+        Invocation { command: Name::Completions, options }
+    }
+}
+
+#[derive(ArgsInfo, FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "man",
+    description = "Print this program's man page.",
+    example = "{command_name} >consensus-node.1; man -l consensus-node.1",
+    help_triggers("-h", "--help")
+)]
+struct Man {}
+
+impl Man {
+    fn into_invocation(self) -> Invocation {
+        Invocation { command: Name::Man, options: BTreeMap::new() }
+    }
+}
+
+/// What argh knows of the subcommands and their options.
+pub(super) fn info() -> CommandInfoWithArgs {
+    Program::get_args_info()
+}
+
+#[derive(ArgsInfo, FromArgs, Debug)]
 #[argh(
     description = "A node of the Consensus network.\n\n\
         To join: `setup` does it all. Step by step: `eval` measures this machine, `register` gives it a name, `run` serves.\n\
-        Settings come from options, then from the environment (named in each --help), then from defaults.",
+        Settings come from options, then the environment (named in each --help), then config.toml in the state \
+        directory, then defaults.",
     example = "{command_name} setup --server https://server.example\n\
         {command_name} run --help",
     error_code(0, "all that was asked was done"),
-    error_code(2, "wrong usage: an option or a variable"),
+    error_code(2, "wrong usage: an option, a variable or the settings file"),
     error_code(3, "not registered, or not evaluated; no service"),
     error_code(
         4,
@@ -505,7 +600,7 @@ struct Program {
     command: Subcommand,
 }
 
-#[derive(FromArgs, Debug)]
+#[derive(ArgsInfo, FromArgs, Debug)]
 #[argh(subcommand)]
 enum Subcommand {
     Setup(Setup),
@@ -520,7 +615,10 @@ enum Subcommand {
     Service(Service),
     Release(Release),
     Bench(Bench),
+    Config(Config),
     Version(Version),
+    Completions(Completions),
+    Man(Man),
 }
 
 /// Why there is nothing to run.
@@ -570,7 +668,10 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
             Subcommand::Service(options) => options.into_invocation(),
             Subcommand::Release(options) => options.into_invocation(),
             Subcommand::Bench(options) => options.into_invocation(),
+            Subcommand::Config(options) => options.into_invocation(),
             Subcommand::Version(options) => options.into_invocation(),
+            Subcommand::Completions(options) => options.into_invocation(),
+            Subcommand::Man(options) => options.into_invocation(),
         }),
         Err(exit) if exit.status.is_ok() => Err(NoInvocation::Help(wrap(&exit.output))),
         Err(exit) => Err(NoInvocation::Usage(usage_line(program, &words, &exit.output))),
@@ -624,10 +725,7 @@ fn wrap(text: &str) -> String {
 
 /// argh's message in one line, with where to read more.
 fn usage_line(program: &str, words: &[&str], output: &str) -> String {
-    let commands = [
-        "setup", "eval", "register", "control", "start", "run", "verify", "update", "install", "service",
-        "release", "bench", "version",
-    ];
+    let commands: Vec<&str> = info().commands.iter().map(|sub| sub.name).collect();
     let command = words.first().filter(|word| commands.contains(word));
     let help =
         command.map_or_else(|| format!("{program} --help"), |command| format!("{program} {command} --help"));
@@ -700,6 +798,22 @@ mod tests {
         assert_eq!((&*bump.options["version bump"], &*bump.options["--workspace"]), ("minor", "w"));
         assert!(usage_of(&["version", "bump"]).contains("what"));
         assert!(help_of(&["version", "bump", "--help"]).contains("minor"));
+    }
+
+    #[test]
+    fn settings_completions_and_the_manual_are_asked_for_by_their_names() {
+        let show = of(&["config", "show", "--json", "--state-dir", "s"]).unwrap();
+        assert_eq!((show.command, &*show.options["--state-dir"]), (Name::ConfigShow, "s"));
+        assert!(usage_of(&["config"]).contains("config"));
+        let completions = of(&["completions", "zsh"]).unwrap();
+        assert_eq!((completions.command, &*completions.options["shell"]), (Name::Completions, "zsh"));
+        assert!(usage_of(&["completions"]).contains("shell"));
+        assert_eq!(of(&["man"]).unwrap().command, Name::Man);
+        for words in [&["config", "show", "--help"][..], &["completions", "--help"], &["man", "--help"]] {
+            let text = help_of(words);
+            assert!(text.contains("Examples:"), "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+        }
     }
 
     #[test]

@@ -81,6 +81,7 @@ pub(super) fn run<R: Runtime>(
         server: Target::parse(network.server.base()).ok(),
         allow_private: sources.allow_private_targets(),
         tls: environment.tls,
+        proxies: environment.proxies,
         patience: Patience::default(),
     };
     let fetched = fetch(&request, &setup.log, surroundings, &Arc::default());

@@ -87,7 +87,8 @@ impl Attempt<'_> {
         let budget = Budget::default();
         let mut exchange = Exchange::new(fetch, &budget).map_err(|error| Trouble::Refused(error.detail))?;
         let limit = self.limit(self.request.patience.connect);
-        let connected = dial(target, audience, &self.request.tls, &Names::default(), &limit);
+        let Download { proxies, tls, .. } = self.request;
+        let connected = dial(target, audience, proxies, tls, &Names::default(), &limit);
         let mut transport = connected.map_err(|error| unconnected(target, error))?;
         self.write(&mut transport, &mut exchange).map_err(|error| self.broken(&error))?;
         let mut buffer = vec![0; READ_BUFFER];

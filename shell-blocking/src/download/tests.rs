@@ -107,6 +107,7 @@ impl World {
             server: Some(Target::parse(server).unwrap()),
             allow_private: false,
             tls: Tls::default(),
+            proxies: Arc::default(),
             patience: Patience {
                 stall: Duration::from_secs(20),
                 pause: Duration::from_millis(1),

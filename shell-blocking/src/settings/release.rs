@@ -250,7 +250,7 @@ mod tests {
 
     fn keys(text: &str) -> Result<ReleaseKeys, UsageError> {
         let options = BTreeMap::from([("--release-key".to_string(), text.to_string())]);
-        Sources { options: &options, env: &|_| None }.release_keys()
+        Sources { options: &options, env: &|_| None, file: None }.release_keys()
     }
 
     #[test]
@@ -269,14 +269,14 @@ mod tests {
         let many: Vec<_> = (0..9).map(|seed| hex::encode(&[seed; 32])).collect();
         assert!(keys(&many.join(",")).unwrap_err().to_string().contains("too many"));
         let env = |name: &str| (name == "CONSENSUS_RELEASE_KEYS").then(|| a.clone().into());
-        let found = Sources { options: &BTreeMap::new(), env: &env }.release_keys().unwrap();
+        let found = Sources { options: &BTreeMap::new(), env: &env, file: None }.release_keys().unwrap();
         assert_eq!(found, ReleaseKeys::new(vec![[1; 32]]).unwrap());
     }
 
     #[test]
     fn an_expiry_belongs_to_a_signature() {
         let options = BTreeMap::from([("--expires-days".to_string(), "3".to_string())]);
-        let error = Sources { options: &options, env: &|_| None }.making().unwrap_err();
+        let error = Sources { options: &options, env: &|_| None, file: None }.making().unwrap_err();
         assert!(error.to_string().contains("--sign"), "{error}");
     }
 }

@@ -154,7 +154,7 @@ mod tests {
             let found = env.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| OsString::from(value)).or((name == "HOME").then(|| "/home/op".into()))
         };
-        Sources { options: &options, env: &find }.service_variables()
+        Sources { options: &options, env: &find, file: None }.service_variables()
     }
 
     fn pairs(found: &[(String, String)]) -> Vec<(&str, &str)> {
@@ -229,7 +229,9 @@ mod tests {
                 "CONSENSUS_PM2_NAME" => Some(name.into()),
                 _ => None,
             };
-            Sources { options: &BTreeMap::new(), env: &find }.servicing().map(|servicing| servicing.pm2_name)
+            Sources { options: &BTreeMap::new(), env: &find, file: None }
+                .servicing()
+                .map(|servicing| servicing.pm2_name)
         };
         assert_eq!(with("my.node_1-a").unwrap(), "my.node_1-a");
         assert_eq!(with("").unwrap(), "consensus-node");

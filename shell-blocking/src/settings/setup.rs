@@ -44,7 +44,7 @@ const VALUES: [(QuestionId, Setting<String>); 9] = [
     (QuestionId::IcpAddress, raw(ICP_ADDRESS.option, ICP_ADDRESS.env)),
 ];
 
-const ADDRESS_SERVICE: Setting<Vec<String>> = Setting::new(
+pub(super) const ADDRESS_SERVICE: Setting<Vec<String>> = Setting::new(
     "--address-service",
     &["CONSENSUS_ADDRESS_SERVICES"],
     "1 to 8 https:// or http:// URLs, separated by commas, or none",
@@ -117,6 +117,10 @@ impl Sources<'_> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "a method is of one lifetime, a closure of any"
+)]
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
@@ -127,7 +131,7 @@ mod tests {
             options.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string())).collect();
         let find =
             |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
-        look(&Sources { options: &options, env: &find })
+        look(&Sources { options: &options, env: &find, file: None })
     }
 
     #[test]

@@ -48,16 +48,18 @@ pub struct Installing {
     pub allow_older: bool,
 }
 
-const INSTALL_DIR: Setting<PathBuf> = Setting::new(
+pub(super) const INSTALL_DIR: Setting<PathBuf> = Setting::new(
     "",
     &["CONSENSUS_NODE_INSTALL_DIR"],
     "the path of a folder (default ~/.consensus/node-runtime)",
     read_path,
-);
+)
+.key("install-dir");
 pub(super) const RETENTION: Setting<usize> =
     Setting::new("", &["CONSENSUS_NODE_RELEASE_RETENTION"], "a whole number from 2 to 100", |text| {
         read_number(text, 2, 100)
-    });
+    })
+    .key("retention");
 pub(super) const COMMAND: Setting<String> = Setting::new(
     "--update-command",
     &["CONSENSUS_NODE_UPDATE_COMMAND"],

@@ -13,6 +13,7 @@ use consensus_core::io::{
     Audience, Effect, EffectId, EffectResult, Fetch, FetchError, FetchErrorKind, Input, Output, Response,
 };
 use consensus_core::limits::Limits;
+use consensus_core::proxy::{Proxies, Proxy};
 use shell_blocking::runtime_api::Runtime as _;
 use shell_blocking::state_dir::StateDir;
 use shell_blocking::tls::Tls;
@@ -595,4 +596,29 @@ fn many_at_once_get_each_its_own_answer() {
     }
     assert!(upstream.connections() < 2 * COUNT as usize, "some were kept");
     assert_eq!(rig.finish(), []);
+}
+
+#[test]
+fn a_proxy_that_says_nothing_ends_with_the_time_for_a_connection() {
+    let (held, hold) = channel::<()>();
+    let (address, serving) = server(move |mut stream| {
+        let head = read_request(&mut stream);
+        // Until the other side has given up.
+        let _ = hold.recv();
+        head
+    });
+    let proxy = Proxy::parse(&format!("http://{address}"), "HTTP_PROXY").unwrap();
+    let (mut environment, _) = environment(Tls::default(), StateDir::at(&std::env::temp_dir()));
+    environment.proxies = Arc::new(Proxies { http: Some(proxy), ..Proxies::default() });
+    let mut wanted = get("http://server.invalid/");
+    wanted.bounds.connect = Duration::from_millis(500);
+    let error = crate::Tested.fetch(&environment, &wanted).unwrap_err();
+    assert_eq!(error.kind, FetchErrorKind::Connect);
+    assert!(
+        error.detail.contains("did not answer") && error.detail.contains("HTTP_PROXY"),
+        "{}",
+        error.detail
+    );
+    drop(held);
+    assert!(serving.join().unwrap().unwrap().starts_with("CONNECT server.invalid:80 HTTP/1.1\r\n"));
 }

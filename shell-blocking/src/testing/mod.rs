@@ -46,6 +46,29 @@ pub(crate) fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
+/// An address that nothing answers at, as behind a firewall that drops what comes: a listener whose queue is full. It is
+/// one for as long as what comes with it is held.
+pub(crate) fn blackhole() -> (SocketAddr, impl Sized) {
+    use rustix::net::{AddressFamily, SocketType};
+    let new = || rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    let listener = new();
+    rustix::net::bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let listener = TcpListener::from(listener);
+    let address = listener.local_addr().unwrap();
+    // Nobody accepts, so that the queue stays full from the first that gets no answer on.
+    let mut waiting = Vec::new();
+    loop {
+        match TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            Ok(stream) => waiting.push(stream),
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+                return (address, (listener, waiting));
+            }
+        }
+    }
+}
+
 /// A certificate for 127.0.0.1, as the server needs it and as a client that trusts it does.
 pub(crate) fn tls_pair() -> (Arc<rustls::ServerConfig>, Tls) {
     let key = rcgen::KeyPair::generate().unwrap();
@@ -139,7 +162,8 @@ pub(crate) fn environment(tls: Tls, state_dir: StateDir) -> (Environment, Lines)
     let lines = Lines::default();
     let log = Log::to_writer(Box::new(lines.clone()), Format::Json, Level::Debug);
     let listen = Some("127.0.0.1:0".parse().unwrap());
-    (Environment { state_dir, tls, listen, log, updates: None }, lines)
+    let proxies = Arc::default();
+    (Environment { state_dir, tls, proxies, listen, log, updates: None }, lines)
 }
 
 /// A runtime at work.

@@ -19,6 +19,7 @@ with_both_shells! {
     two_releases_of_one_commit_are_the_same_bytes
     the_first_release_comes_by_the_script_and_is_then_the_required_one
     the_script_says_what_is_wrong_and_leaves_nothing
+    the_first_script_checks_the_hash_and_has_the_release_install_itself
     install_takes_its_settings_from_options_and_the_environment
     what_install_does_not_take_is_told_with_its_exit_code
 }
@@ -167,6 +168,42 @@ fn the_first_release_comes_by_the_script_and_is_then_the_required_one(shell: She
     let env = [("CONSENSUS_NODE_ARTIFACT_PATH", artifact.as_str()), ("CONSENSUS_NODE_INSTALL_DIR", dir)];
     assert_ended(&world.script(&[], &env), 0, "release 0.4.0 is installed");
     assert_eq!(world.current().as_deref(), Some("0.4.0"));
+}
+
+fn the_first_script_checks_the_hash_and_has_the_release_install_itself(shell: Shell) {
+    let world = World::new(shell);
+    let release = tarball("0.3.0", &fs::read(&world.lab.program).unwrap());
+    let artifact = world.write("first.tgz", &release);
+    let dir = world.dir.to_str().unwrap();
+    let install = |arguments: &[&str]| world.run(&of_project("scripts/install.sh"), arguments, &[]);
+    let right = sha256(&release);
+    let wrong = sha256(b"something else");
+    let none =
+        world.write("none.tgz", &release::pack(&[("bin/consensus-node", 0o755, b"#!/bin/sh\n")]).unwrap());
+    let of_none = sha256(&fs::read(&none).unwrap());
+    for (arguments, code, words) in [
+        (&["--sha256", &*right][..], 2, "which release?"),
+        (&[&*artifact], 2, "--sha256 is missing"),
+        (&[&*artifact, "--sha256", "abc"], 2, "64 hexadecimal digits"),
+        (&[&*artifact, "--sha256"], 2, "needs a value"),
+        (&[&*artifact, &*none, "--sha256", &*right], 2, "one release at a time"),
+        (&["no-such-file", "--sha256", &*right], 2, "no such file"),
+        (&["http://releases.example/a.tgz", "--sha256", &*right], 2, "only https://"),
+        (&[&*artifact, "--install-dir", dir, "--sha256", &*wrong], 4, "nothing was installed"),
+        (&[&*none, "--install-dir", dir, "--sha256", &*of_none], 4, "is no release"),
+        (&[&*artifact, "--install-dir", dir, "--sha256", &*right, "--version", "9.9.9"], 4, "9.9.9"),
+    ] {
+        assert_ended(&install(arguments), code, words);
+        assert!(world.current().is_none());
+        assert_eq!(fs::read_dir(&world.tmp).unwrap().count(), 0, "the private folder is gone");
+    }
+    assert_ended(&install(&["--help"]), 0, "--sha256 HEX");
+    let exit =
+        install(&[&artifact, "--install-dir", dir, &format!("--sha256=sha256:{}", right.to_uppercase())]);
+    assert_ended(&exit, 0, "release 0.3.0 is installed");
+    assert!(exit.stderr().contains("the hash is right") && exit.stderr().contains("run-node.sh eval"));
+    assert_eq!(world.current().as_deref(), Some("0.3.0"));
+    assert_eq!(fs::read_dir(&world.tmp).unwrap().count(), 0, "the private folder is gone");
 }
 
 fn the_script_says_what_is_wrong_and_leaves_nothing(shell: Shell) {

@@ -8,12 +8,15 @@
 mod lab;
 
 mod bad_peers;
+mod completions;
 mod exit_codes;
 mod first_steps;
 mod installs;
 mod logs;
 mod measuring;
+mod names;
 mod outages;
+mod proxies;
 mod services;
 mod serving;
 mod settings;

@@ -66,6 +66,7 @@ pub(super) fn settle<R: Runtime>(
         state_dir: state_dir.clone(),
         server: Target::parse(network.server.base()).ok(),
         allow_private: sources.allow_private_targets(),
+        proxies: environment.proxies,
         tls: environment.tls,
         patience: Patience::default(),
     };

@@ -128,10 +128,11 @@ impl<R: Runtime> Work<'_, R> {
         }
         options.extend(registrant.email.map(|email| ("--email".to_string(), email)));
         options.extend(registrant.ipv6.clone().map(|ipv6| ("--ipv6".to_string(), ipv6)));
-        // A node without an IPv6 address must not get that of the environment.
+        // A node without an IPv6 address must not get that of the environment or of the file.
         let (env, has_ipv6) = (self.sources.env, registrant.ipv6.is_some());
         let env = move |name: &str| if name == "CONSENSUS_NODE_IPV6" && !has_ipv6 { None } else { env(name) };
-        let sources = Sources { options: &options, env: &env };
+        let file = self.sources.file.map(|file| if has_ipv6 { file.clone() } else { file.without("ipv6") });
+        let sources = Sources { options: &options, env: &env, file: file.as_ref() };
         let registered = register::register(self.runtime, &sources, self.setup, registrant.region);
         let (finish, status) = match finished(registered)? {
             Ok(registered) => registered,
