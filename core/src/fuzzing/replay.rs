@@ -42,6 +42,8 @@ enum Action {
     Kill {
         damaged: bool,
     },
+    /// The network says what time it is.
+    Hear,
 }
 
 /// No ticket is spent twice while it lives, whatever happens to the process; and one that is certainly new is taken.
@@ -54,6 +56,8 @@ pub fn replay(data: &[u8]) {
     let mut names: BTreeSet<u8> = BTreeSet::new();
     // From when on a ticket cannot have been issued before the process began.
     let mut fresh = START.unix_seconds();
+    // Whether nobody has said what time it is since a kill.
+    let mut is_lost = false;
     for action in actions {
         match action {
             Action::Spend { number, issued, lives } => {
@@ -64,12 +68,12 @@ pub fn replay(data: &[u8]) {
                     (number, issued, issued + u64::from(lives)),
                     &mut taken,
                     &mut names,
-                    fresh,
+                    (!is_lost).then_some(fresh),
                 );
             }
             Action::Again { nth } => {
                 if let Some(ticket) = taken.get(usize::from(nth)).copied() {
-                    spend(&mut spent, now, ticket, &mut taken, &mut names, fresh);
+                    spend(&mut spent, now, ticket, &mut taken, &mut names, (!is_lost).then_some(fresh));
                 }
             }
             Action::Wait { millis } => {
@@ -89,7 +93,13 @@ pub fn replay(data: &[u8]) {
             Action::Kill { damaged } => {
                 let file = if damaged { Vec::from(*b"{\"clean\":true}") } else { serving_file() };
                 spent = Spent::new(now, Before::from_file(&file));
-                fresh = now.unix_seconds();
+                (fresh, is_lost) = (now.unix_seconds(), true);
+            }
+            Action::Hear => {
+                spent.hear_time(now.unix_seconds());
+                if core::mem::take(&mut is_lost) {
+                    fresh = fresh.max(now.unix_seconds());
+                }
             }
         }
     }
@@ -101,7 +111,7 @@ fn spend(
     (number, issued, expires): (u8, u64, u64),
     taken: &mut Vec<(u8, u64, u64)>,
     names: &mut BTreeSet<u8>,
-    fresh: u64,
+    fresh: Option<u64>,
 ) {
     let seconds = now.unix_seconds();
     // Whatever `Token::verify` refuses does not come here.
@@ -118,12 +128,14 @@ fn spend(
     match spent.spend(&ticket, now) {
         Ok(()) => {
             assert!(!was_taken, "ticket {number} was spent twice");
+            assert!(fresh.is_some(), "ticket {number} was taken by who does not know the time");
             taken.push((number, issued, expires));
             names.insert(number);
         }
         Err(SpendError::Replayed) => assert!(was_taken, "ticket {number} was never spent"),
         Err(SpendError::BeforeStart) => {
-            assert!(was_taken || issued <= fresh + CLOCK_TOLERANCE + 1, "ticket {number} is new");
+            let is_new = fresh.is_some_and(|fresh| issued > fresh + CLOCK_TOLERANCE + 1);
+            assert!(was_taken || !is_new, "ticket {number} is new");
         }
     }
 }
