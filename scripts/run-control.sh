@@ -23,12 +23,16 @@ on_interrupt() {
     if [ "$stopping" -eq 1 ]; then pass_on; else stopping=1; fi
 }
 
-# reap: waits for the child, whatever signals come in between; its exit code is in `code`.
+# reap: as in run-node.sh.
 reap() {
     while :; do
         code=0
         wait "$child" || code=$?
-        if [ "$code" -le 128 ] || ! kill -0 "$child" 2>/dev/null; then
+        [ "$code" -gt 128 ] || break
+        if ! kill -0 "$child" 2>/dev/null; then
+            last=0
+            wait "$child" 2>/dev/null || last=$?
+            [ "$last" -eq 127 ] || code=$last
             break
         fi
     done

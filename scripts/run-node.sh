@@ -258,7 +258,12 @@ reap() {
         wait "$child"
         code=$?
         # More than 128 is a signal: the child's or this script's.
-        if [ "$code" -le 128 ] || has_ended; then
+        [ "$code" -gt 128 ] || break
+        if has_ended; then
+            # Where one of this script's came together with the child's end, the shell still has the child's code.
+            wait "$child" 2>/dev/null
+            last=$?
+            [ "$last" -eq 127 ] || code=$last
             break
         fi
     done

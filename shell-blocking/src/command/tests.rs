@@ -363,7 +363,7 @@ fn two_nodes_do_not_run_on_one_state_directory() {
     let _lock = world.state_dir().lock().unwrap();
     for command in ["run", "control"] {
         let ran = world.run(&network(true), &[command]);
-        assert_eq!(ran.code, 70, "{}", ran.log);
+        assert_eq!(ran.code, 73, "{}", ran.log);
         assert!(ran.log.contains(&format!("process {}", std::process::id())), "{}", ran.log);
     }
     // The local API alone takes nothing from the other.
