@@ -105,28 +105,32 @@ pub(super) fn files(found: &Findings) -> Line {
             &format!("run this as the node's own user, or: chown -R USER {dir}"),
         );
     }
-    let open: Vec<&SeenFile> =
-        files.seen.iter().filter(|file| file.is_secret && file.mode & 0o077 != 0).collect();
+    let open = files.seen.iter().filter(|file| file.is_secret && file.mode & 0o077 != 0);
+    // The network's other implementation writes the registration so; it holds no key.
+    let (open, tolerated): (Vec<&SeenFile>, Vec<&SeenFile>) =
+        open.partition(|file| !file.path.ends_with("config.json"));
     if !open.is_empty() {
-        let list = |each: &dyn Fn(&SeenFile) -> String, between: &str| {
-            open.iter().map(|file| each(file)).collect::<Vec<_>>().join(between)
-        };
-        let text = list(&|file| format!("{}: mode {:04o}", file.path, file.mode), "; ");
-        let fix = format!("chmod 0600 {}", list(&|file| file.path.clone(), " "));
-        let text = format!("{text}: others can read it");
-        // The registration was written so by the network's other implementation, and holds no key.
-        return if open.iter().all(|file| file.path.ends_with("config.json")) {
-            Line::warning(check, &text, &fix)
-        } else {
-            Line::failed(check, &text, &fix)
-        };
+        let (text, fix) = readable(&open);
+        return Line::failed(check, &text, &fix);
     }
     if let Some(conflict) = &files.conflict {
         let fix =
             "run the node that is registered here, by its --state-dir; or set CONSENSUS_MACHINE_REGISTRY_DIR";
         return Line::failed(check, conflict, fix);
     }
+    if !tolerated.is_empty() {
+        let (text, fix) = readable(&tolerated);
+        return Line::warning(check, &text, &fix);
+    }
     Line::ok(check, &format!("{dir}: {}", plural(files.seen.len(), "file")))
+}
+
+/// What is said of secret files that others can read, and what to do.
+fn readable(files: &[&SeenFile]) -> (String, String) {
+    let modes: Vec<String> =
+        files.iter().map(|file| format!("{}: mode {:04o}", file.path, file.mode)).collect();
+    let paths: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+    (format!("{}: others can read it", modes.join("; ")), format!("chmod 0600 {}", paths.join(" ")))
 }
 
 /// What was found of the key.

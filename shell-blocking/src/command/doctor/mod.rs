@@ -293,12 +293,9 @@ fn ask<R: Runtime>(
 ) -> Answers {
     let mut answers = Answers::default();
     let (Some(network), Some(proxies)) = (&known.network, &known.proxies) else { return answers };
-    let is_barred = [
-        &route.resolved.as_ref().map(Result::is_err),
-        &route.connected.as_ref().map(Result::is_err),
-        &route.secured.as_ref().map(Result::is_err),
-    ]
-    .contains(&&Some(true));
+    let is_barred = matches!(route.resolved, Some(Err(_)))
+        || matches!(route.connected, Some(Err(_)))
+        || matches!(route.secured, Some(Err(_)));
     // Where the tunnel is elsewhere, the way there says nothing of the server.
     if is_barred && authority(network.server.base()) == route.target {
         return answers;
