@@ -377,7 +377,7 @@ fn release(found: &Findings, cause: Option<Check>) -> Line {
     if differs.is_empty() {
         return Line::ok(check, &format!("this is the required release, {name}"));
     }
-    let which: Vec<String> = differs.iter().map(|one| one.to_string()).collect();
+    let which: Vec<String> = differs.iter().map(alloc::string::ToString::to_string).collect();
     let text = format!(
         "the network requires another release, {name} ({}: {})",
         plural(which.len(), "difference"),

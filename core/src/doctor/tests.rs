@@ -134,7 +134,8 @@ fn too_little_room_or_memory_is_told() {
 
 #[test]
 fn what_comes_after_a_step_that_failed_is_skipped_because_of_it() {
-    let steps: [(Check, fn(&mut Route)); 4] = [
+    type Fail = fn(&mut Route);
+    let steps: [(Check, Fail); 4] = [
         (Check::Dns, |route| route.resolved = Some(Err(end(OpenStage::Resolve)))),
         (Check::Tcp, |route| route.connected = Some(Err(end(OpenStage::Connect)))),
         (Check::Tls, |route| {
@@ -213,7 +214,7 @@ fn a_release_is_compared_and_its_signature_counts() {
         found.answers.latest = answer(404, json!({}));
     });
     one(Check::Release, Verdict::Failed, "no manifest", |found| {
-        found.answers.latest = answer(200, json!({}))
+        found.answers.latest = answer(200, json!({}));
     });
     one(Check::Release, Verdict::Failed, "not signed", |found| {
         found.answers.unsigned = Some("it is not signed".to_string());
@@ -231,7 +232,7 @@ fn a_node_and_what_keeps_it_are_told_as_they_are() {
     one(Check::Node, Verdict::Warning, "not connected", |found| found.node.api = api("connecting", own));
     one(Check::Node, Verdict::Ok, "not known", |found| found.node.api = Api::Silent);
     one(Check::Node, Verdict::Failed, "ffffffffffff", |found| {
-        found.node.api = api("connected", "ffffffffffff")
+        found.node.api = api("connected", "ffffffffffff");
     });
     one(Check::Node, Verdict::Failed, "no node answers", |found| found.node.api = Api::Other);
     one(Check::Node, Verdict::Warning, "keeps the tunnel", |found| {

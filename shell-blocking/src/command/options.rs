@@ -877,7 +877,8 @@ mod tests {
 
     #[test]
     fn every_subcommand_has_help_with_an_example_and_its_options() {
-        for command in ["setup", "eval", "register", "control", "start", "run", "verify", "update", "version"]
+        for command in
+            ["setup", "eval", "register", "control", "start", "run", "verify", "doctor", "update", "version"]
         {
             for words in [[command, "--help"], [command, "-h"], ["help", command]] {
                 let text = help_of(&words);
