@@ -325,7 +325,10 @@ impl StateDir {
     /// Whether a node has the directory, and as which process, without taking it: nothing is made or written.
     #[must_use]
     pub fn held(&self) -> doctor::Lock {
-        let file = match File::open(self.root.join(LOCK)) {
+        // A pipe in its place is not waited for.
+        let nonblocking = OFlags::NONBLOCK.bits() as i32;
+        let path = self.root.join(LOCK);
+        let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return doctor::Lock::Free,
             Err(_) => return doctor::Lock::Unknown,

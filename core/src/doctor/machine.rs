@@ -38,9 +38,12 @@ pub(super) fn settings(found: &Findings) -> Line {
     let Settings { errors, warnings, set, server } = &found.settings;
     let program = &found.program;
     if !errors.is_empty() {
-        let fix = format!(
+        let mut fix = format!(
             "correct it where it is said; `{program} config show` says where each setting comes from"
         );
+        if server.is_none() && matches!(&found.supervision, Supervision::By(kept) if !kept.is_empty()) {
+            fix.push_str("; a service has its own in node.env of the install directory: load that first");
+        }
         return Line::failed(Check::Settings, &errors.join("; "), &fix);
     }
     if !warnings.is_empty() {

@@ -179,17 +179,15 @@ fn dns(route: &Route) -> Option<Line> {
     Some(match route.resolved.as_ref()? {
         Ok(_) if route.is_literal => Line::ok(check, "an address, which needs no look-up"),
         Ok(Resolved { v4, v6 }) => {
-            let whose = if route.proxy.is_some() { "the proxy's name has " } else { "" };
-            Line::ok(
-                check,
-                &format!(
-                    "{whose}{v4} IPv4 and {v6} IPv6 {}",
-                    if v4 + v6 == 1 { "address" } else { "addresses" }
-                ),
-            )
+            let whose = if route.proxy.is_some() { "the proxy's name: " } else { "" };
+            Line::ok(check, &format!("{whose}{}, {v6} of IPv6", addresses(v4 + v6)))
         }
         Err(end) => ended(check, end),
     })
+}
+
+fn addresses(count: usize) -> String {
+    if count == 1 { "1 address".to_string() } else { format!("{count} addresses") }
 }
 
 fn tcp(route: &Route) -> Option<Line> {

@@ -493,6 +493,24 @@ fn unpacked(path: &Path) -> Vec<(String, Vec<u8>)> {
     archive.entries().unwrap().map(|entry| read(entry.unwrap())).collect()
 }
 
+/// What others say goes into a bundle, and may hold a secret that they were told.
+#[test]
+fn a_bundle_holds_no_secret_that_a_server_or_a_local_api_says_back() {
+    const SECRET: &str = "s3cret-echoed";
+    let lab = misbehaving(Bad::Reject(String::from(SECRET)));
+    let said = json!({ "tunnel": "connecting", "told": [SECRET, "op@mail.example"], "kept": "uptime" });
+    let api = http("", "200 OK", said.to_string());
+    let listen = api.strip_prefix("http://").unwrap();
+    let bundle = lab.network.home.root().join("bundle.tar.gz");
+    let words = ["doctor", "--listen", listen, "--bundle", bundle.to_str().unwrap()];
+    let exit = run(&lab, &words, &[("CONSENSUS_CANDIDATE_ID", SECRET)]);
+    assert!(exit.stdout.contains(SECRET), "the operator sees it: {}", exit.stdout);
+    let files = unpacked(&bundle);
+    let all: String = files.iter().map(|(_, content)| String::from_utf8_lossy(content)).collect();
+    assert!(!all.contains(SECRET) && !all.contains("mail.example"), "{all}");
+    assert!(all.contains("rejected the handshake: (not shown)") && all.contains("uptime"), "{all}");
+}
+
 fn a_bundle_holds_no_secret_of_any_setting_or_state_file(shell: Shell) {
     let lab = Lab::registered(shell, Options { tls: true, ..Options::default() });
     let state = lab.network.home.state_dir();

@@ -59,7 +59,7 @@ const OPEN_MEMBERS: [&str; 10] = [
     "state_dir",
 ];
 
-/// A registration, or another file of it, that is not JSON is learnt word by word up to this size.
+/// A file whose content is learnt has at most so many bytes; over that a node does not take it either.
 const MOST: usize = 1024 * 1024;
 
 /// Writes the bundle; gives the names of the files in it.

@@ -171,7 +171,7 @@ fn find<R: Runtime>(
     let (api, health) = api(runtime, known);
     let lock = state.as_ref().map_or(Lock::Unknown, StateDir::held);
     let node = Running { lock, api, listen: known.listen.map_or_else(String::new, |at| at.to_string()) };
-    let left = leave_alone(&node);
+    let left = leave_alone(&node, &registered);
 
     let time = Time(Instant::now() + WHOLE);
     let route = match (&known.tunnel, &known.proxies, &known.tls) {
@@ -217,11 +217,17 @@ fn find<R: Runtime>(
     (findings, health)
 }
 
-/// Why a running node is not to be disturbed by a handshake, if it is not.
-fn leave_alone(node: &Running) -> Option<Left> {
+/// Why a running node is not to be disturbed by a handshake, if it is not. The local API counts where it is this node's.
+fn leave_alone(node: &Running, registered: &Registered) -> Option<Left> {
+    let is_own = |other: &Option<String>| match (other, registered) {
+        (Some(other), Registered::As(own)) => other == own,
+        _ => true,
+    };
     match (&node.api, &node.lock) {
-        (Api::Node { tunnel, .. }, _) if tunnel == "connected" => Some(Left::Connected),
-        (Api::Node { tunnel, .. }, _) if tunnel != "none" => None,
+        (Api::Node { node_id, tunnel }, _) if is_own(node_id) && tunnel == "connected" => {
+            Some(Left::Connected)
+        }
+        (Api::Node { node_id, tunnel }, _) if is_own(node_id) && tunnel != "none" => None,
         (_, Lock::Held(_)) => Some(Left::Unsure),
         _ => None,
     }
@@ -327,4 +333,28 @@ fn ask<R: Runtime>(
 fn was_accepted(findings: &Findings) -> bool {
     let shaken = findings.route.as_ref().and_then(|route| route.shaken.as_ref());
     matches!(shaken, Some(Shaken::Done(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_or_may_be_connected_is_left_alone() {
+        let own = Registered::As("a".to_string());
+        let left = |node_id: &str, tunnel: &str, lock: Lock| {
+            let api = Api::Node { node_id: Some(node_id.to_string()), tunnel: tunnel.to_string() };
+            leave_alone(&Running { lock, api, listen: String::new() }, &own)
+        };
+        assert_eq!(left("a", "connected", Lock::Held(None)), Some(Left::Connected));
+        assert_eq!(left("a", "connected", Lock::Free), Some(Left::Connected));
+        assert_eq!(left("a", "connecting", Lock::Held(None)), None);
+        assert_eq!(left("a", "none", Lock::Held(Some(1))), Some(Left::Unsure), "`control` beside `start`");
+        assert_eq!(left("a", "none", Lock::Free), None);
+        assert_eq!(left("b", "connecting", Lock::Held(None)), Some(Left::Unsure), "another node's API");
+        assert_eq!(left("b", "connected", Lock::Free), None);
+        let silent =
+            |lock: Lock| leave_alone(&Running { lock, api: Api::Silent, listen: String::new() }, &own);
+        assert_eq!((silent(Lock::Held(None)), silent(Lock::Free)), (Some(Left::Unsure), None));
+    }
 }
