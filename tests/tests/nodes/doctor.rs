@@ -462,8 +462,8 @@ fn a_program_at_the_local_apis_address_fails_node() {
     doctor(&lab, &["--listen", listen], &[]).failed("node", listen, "--listen").skipped(&[], "");
 }
 
-#[test]
-fn a_service_that_does_not_run_fails_supervisor() {
+/// A lab with a service of systemd, which says what that script writes; and its path.
+fn supervised(script: &str) -> (Lab, String) {
     let lab = lab();
     let root = lab.network.home.root();
     let unit = root.join(".config/systemd/user/consensus-node.service");
@@ -471,12 +471,30 @@ fn a_service_that_does_not_run_fails_supervisor() {
     fs::write(&unit, "[Service]\n").unwrap();
     let bin = root.join("bin");
     fs::create_dir_all(&bin).unwrap();
-    let answer = "echo LoadState=loaded; echo ActiveState=failed; echo SubState=failed";
-    fs::write(bin.join("systemctl"), format!("#!/bin/sh\n{answer}\n")).unwrap();
+    fs::write(bin.join("systemctl"), format!("#!/bin/sh\n{script}\n")).unwrap();
     chmod(&bin.join("systemctl"), 0o755);
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    (lab, path)
+}
+
+#[test]
+fn a_service_that_does_not_run_fails_supervisor() {
+    let (lab, path) = supervised("echo LoadState=loaded; echo ActiveState=failed; echo SubState=failed");
     let said = doctor(&lab, &[], &[("PATH", &path)]);
     said.failed("supervisor", "failed (failed)", "systemctl --user start").skipped(&[], "");
+}
+
+#[test]
+fn a_supervisor_that_does_not_answer_is_not_waited_for() {
+    let (lab, path) = supervised("exec cat \"$HOME/never\"");
+    let pipe = lab.network.home.root().join("never");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let said = doctor(&lab, &[], &[("PATH", &path)]);
+    assert_eq!(said.exit.code, Some(0), "{}", said.exit.stdout);
+    let (result, text, _) = &said.lines["supervisor"];
+    assert_eq!((result.as_str(), text.as_str()), ("warning", "the supervisor does not answer in time"));
+    // What was asked still waits; this lets it end.
+    drop(fs::OpenOptions::new().write(true).open(&pipe).unwrap());
 }
 
 /// The files of a bundle.
