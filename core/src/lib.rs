@@ -100,6 +100,7 @@ mod control;
 mod counters;
 pub mod crypto;
 pub mod data_plane;
+pub mod doctor;
 pub mod eval;
 pub mod event;
 #[cfg(any(test, feature = "fuzzing"))]

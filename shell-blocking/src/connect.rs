@@ -411,6 +411,17 @@ fn secure(target: &Target, tcp: Tcp, tls: &Tls, limit: &Limit) -> Result<Transpo
     }
 }
 
+/// TLS over a connection to `target` that is there and keeps to a limit, with the error as TLS has it: for who wants to
+/// know what is wrong with a certificate.
+///
+/// # Errors
+/// The handshake's.
+pub fn secure_with(target: &Target, tcp: Tcp, tls: &Tls) -> io::Result<Transport> {
+    let (config, name) = tls.client(&target.host).map_err(io::Error::other)?;
+    let connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
+    Ok(Transport::Tls(Box::new(TlsStream::shake_hands(connection, tcp)?)))
+}
+
 /// The addresses to try for `target`: one look-up, and the guard.
 ///
 /// # Errors

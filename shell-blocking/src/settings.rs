@@ -568,8 +568,16 @@ impl Sources<'_> {
             state_dir: self.state_dir()?,
             log: self.get(&LOG)?,
             log_level: self.get(&LOG_LEVEL)?.unwrap_or(Level::Info),
-            ca: self.get(&CA)?.map(|path| self.absolute(&path)).transpose()?,
+            ca: self.ca()?,
         })
+    }
+
+    /// A file with further root certificates, absolute.
+    ///
+    /// # Errors
+    /// A wrong value.
+    pub fn ca(&self) -> Result<Option<PathBuf>, UsageError> {
+        self.get(&CA)?.map(|path| self.absolute(&path)).transpose()
     }
 
     /// The shell whose completions are wanted.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use consensus_core::crypto::identity::Identity;
 use consensus_core::crypto::{Crypto, Drbg, pem};
 use consensus_core::data_plane::replay::Before;
+use consensus_core::doctor;
 use consensus_core::io::StateFile;
 use consensus_core::release::manifest::Manifest;
 use consensus_core::state::{self, JoinAuth, MAX_STATE_FILE, MachineRecord, Registration, StateError};
@@ -319,6 +320,29 @@ impl StateDir {
         let _ = writeln!(file, "{}", std::process::id());
         self.remove_leftovers();
         Ok(Some(Lock { _file: file }))
+    }
+
+    /// Whether a node has the directory, and as which process, without taking it: nothing is made or written.
+    #[must_use]
+    pub fn held(&self) -> doctor::Lock {
+        // A pipe in its place is not waited for.
+        let nonblocking = OFlags::NONBLOCK.bits() as i32;
+        let path = self.root.join(LOCK);
+        let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return doctor::Lock::Free,
+            Err(_) => return doctor::Lock::Unknown,
+        };
+        // Shared, and given back with the file at once: a node that starts in this instant would take it for held.
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => doctor::Lock::Free,
+            Err(error) if error == Errno::WOULDBLOCK => {
+                let mut text = String::new();
+                let pid = file.take(16).read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+                doctor::Lock::Held(pid)
+            }
+            Err(_) => doctor::Lock::Unknown,
+        }
     }
 
     /// Temporary files of processes that were killed while they wrote.

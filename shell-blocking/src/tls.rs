@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use consensus_core::doctor::Certificate;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
@@ -105,6 +106,26 @@ pub fn describe(error: &io::Error) -> String {
             "the other side ended the connection without ending TLS".to_owned()
         }
         None => error.to_string(),
+    }
+}
+
+/// The kind of problem that a TLS handshake ended with.
+#[must_use]
+pub fn problem(error: &io::Error) -> Certificate {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidMessage(_)) => Certificate::NotTls,
+        Some(rustls::Error::InvalidCertificate(problem)) => match problem {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Certificate::Expired,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                Certificate::NotYetValid
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Certificate::WrongName
+            }
+            CertificateError::UnknownIssuer => Certificate::UnknownIssuer,
+            _ => Certificate::Other,
+        },
+        _ => Certificate::Other,
     }
 }
 

@@ -29,6 +29,10 @@ pub struct Options {
     #[argh(option)]
     pub cert_name: Vec<String>,
 
+    /// give the server a certificate that has "expired", or that is not valid yet: "future"
+    #[argh(option)]
+    pub cert_dates: Option<CertDates>,
+
     /// file that keeps the server's key and its nodes, so that a restarted server knows them
     #[argh(option)]
     pub state: Option<PathBuf>,
@@ -100,6 +104,7 @@ impl Default for Options {
             tls: false,
             ca_out: PathBuf::new(),
             cert_name: Vec::new(),
+            cert_dates: None,
             state: None,
             admin_key: String::from("admin"),
             no_dev_code: false,
@@ -115,6 +120,27 @@ impl Default for Options {
             speedtest_url: None,
             bad: None,
             bad_connections: None,
+        }
+    }
+}
+
+/// When a certificate is valid that is not valid now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertDates {
+    /// It was.
+    Expired,
+    /// It will be.
+    Future,
+}
+
+impl FromStr for CertDates {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "expired" => Ok(Self::Expired),
+            "future" => Ok(Self::Future),
+            _ => Err(format!("{text}: allowed: expired, future")),
         }
     }
 }

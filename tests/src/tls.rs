@@ -9,11 +9,13 @@ use futures_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use futures_rustls::{TlsAcceptor, TlsConnector};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 
-/// A new authority's certificate, as PEM, and a server with a certificate of it.
+use crate::options::CertDates;
+
+/// A new authority's certificate, as PEM, and a server with a certificate of it: one that is valid, but for `dates`.
 ///
 /// # Errors
 /// A name that cannot stand in a certificate.
-pub fn authority(names: &[String]) -> io::Result<(String, TlsAcceptor)> {
+pub fn authority(names: &[String], dates: Option<CertDates>) -> io::Result<(String, TlsAcceptor)> {
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -29,6 +31,11 @@ pub fn authority(names: &[String]) -> io::Result<(String, TlsAcceptor)> {
     let key = KeyPair::generate().map_err(io::Error::other)?;
     let mut server = CertificateParams::new(names).map_err(io::Error::other)?;
     server.distinguished_name.push(DnType::CommonName, "Consensus testbed");
+    match dates {
+        None => {}
+        Some(CertDates::Expired) => server.not_after = rcgen::date_time_ymd(2001, 1, 1),
+        Some(CertDates::Future) => server.not_before = rcgen::date_time_ymd(3001, 1, 1),
+    }
     let certificate = server.signed_by(&key, &issuer).map_err(io::Error::other)?;
     let chain = vec![certificate.der().clone()];
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(io::Error::other)?;

@@ -121,7 +121,7 @@ impl World {
         network.register_node().unwrap();
         let node_key = fs::read_to_string(network.home.state_dir().join("keys/node.pub")).unwrap();
         let node_key = pem::decode_public(&node_key).unwrap();
-        let (pem, acceptor) = tls::authority(&[String::from("named.test")]).unwrap();
+        let (pem, acceptor) = tls::authority(&[String::from("named.test")], None).unwrap();
         let ca = network.home.root().join("public-ca.pem");
         fs::write(&ca, pem).unwrap();
         let seen = Arc::clone(&arrivals);

@@ -1,8 +1,9 @@
-//! The command line, the same for both shells: `setup eval register control start run verify update install service
-//! release bench config version completions man`.
+//! The command line, the same for both shells: `setup eval register control start run verify doctor update install
+//! service release bench config version completions man`.
 
 mod bench;
 mod config;
+mod doctor;
 mod install;
 mod manual;
 mod node;
@@ -104,6 +105,10 @@ fn dispatch<R: Runtime>(
     surroundings: &mut Surroundings<'_>,
 ) -> Result<u8, Failure> {
     let sources = Sources { options: &invocation.options, env: surroundings.env, file: None };
+    if invocation.command == Name::Doctor {
+        // What stops others is what this one tells of.
+        return doctor::run(runtime, &sources, surroundings);
+    }
     let file = match invocation.command {
         // These have nothing of it.
         Name::Version | Name::Bump | Name::Release | Name::Completions | Name::Man => None,
@@ -162,6 +167,7 @@ fn dispatch<R: Runtime>(
         | Name::ServiceUninstall
         | Name::ServiceStatus
         | Name::ConfigShow
+        | Name::Doctor
         | Name::Completions
         | Name::Man => verify::run(runtime, &sources, &setup),
     };

@@ -40,6 +40,7 @@ pub(super) enum Name {
     Version,
     Bump,
     ConfigShow,
+    Doctor,
     Completions,
     Man,
 }
@@ -249,6 +250,18 @@ subcommand! {
      in what the releases differ.",
     example: "{command_name} --server https://server.example",
     [network common] {}
+}
+
+subcommand! {
+    Doctor "doctor",
+    "Say what is wrong with this node and how it is mended: settings, files, key, the way to the network, clock, \
+     registration, release, room, and whether a node runs and who keeps it. Changes nothing, leaves a running node's \
+     session alone, works without a network, and ends within 30 seconds. Ends with code 1 where a check failed.",
+    example: "{command_name} --server https://server.example",
+    [network tunnel release api common] {
+        (bundle "FILE" "write what was found into a new .tar.gz (mode 0600) to pass on: no keys, tokens or addresses of people")
+        (json "print one JSON object")
+    }
 }
 
 subcommand! {
@@ -582,6 +595,7 @@ pub(super) fn info() -> CommandInfoWithArgs {
     example = "{command_name} setup --server https://server.example\n\
         {command_name} run --help",
     error_code(0, "all that was asked was done"),
+    error_code(1, "doctor: a check failed"),
     error_code(2, "wrong usage: an option, a variable or the settings file"),
     error_code(3, "not registered, or not evaluated; no service"),
     error_code(
@@ -610,6 +624,7 @@ enum Subcommand {
     Start(Start),
     Run(Run),
     Verify(Verify),
+    Doctor(Doctor),
     Update(Update),
     Install(Install),
     Service(Service),
@@ -663,6 +678,7 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
             Subcommand::Start(options) => options.into_invocation(),
             Subcommand::Run(options) => options.into_invocation(),
             Subcommand::Verify(options) => options.into_invocation(),
+            Subcommand::Doctor(options) => options.into_invocation(),
             Subcommand::Update(options) => options.into_invocation(),
             Subcommand::Install(options) => options.into_invocation(),
             Subcommand::Service(options) => options.into_invocation(),
@@ -861,7 +877,8 @@ mod tests {
 
     #[test]
     fn every_subcommand_has_help_with_an_example_and_its_options() {
-        for command in ["setup", "eval", "register", "control", "start", "run", "verify", "update", "version"]
+        for command in
+            ["setup", "eval", "register", "control", "start", "run", "verify", "doctor", "update", "version"]
         {
             for words in [[command, "--help"], [command, "-h"], ["help", command]] {
                 let text = help_of(&words);

@@ -174,7 +174,7 @@ fn platform_of(program: &[u8]) -> Option<&'static str> {
     }
 }
 
-fn archive(entries: &[(String, Vec<u8>, u32)]) -> io::Result<Vec<u8>> {
+pub(crate) fn archive(entries: &[(String, Vec<u8>, u32)]) -> io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, data, mode) in entries {
         let mut header = tar::Header::new_ustar();
@@ -191,7 +191,7 @@ fn archive(entries: &[(String, Vec<u8>, u32)]) -> io::Result<Vec<u8>> {
 }
 
 /// One gzip member (RFC 1952) without flags, time or name; the system is "unknown".
-fn gzip(data: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(data: &[u8]) -> Vec<u8> {
     let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 2, 255];
     out.extend(miniz_oxide::deflate::compress_to_vec(data, LEVEL));
     out.extend(crc32fast::hash(data).to_le_bytes());

@@ -60,6 +60,11 @@ impl File {
         file
     }
 
+    /// Every setting in it, by name, with its text.
+    pub fn texts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.values.iter().map(|(name, (text, _))| (*name, text.as_str()))
+    }
+
     /// The text of a setting, and where it stands, in words.
     pub(super) fn get(&self, name: &str) -> Option<(&str, String)> {
         let (text, line) = self.values.get(name)?;

@@ -133,7 +133,7 @@ impl Orchestrator {
         let saved = options.state.as_deref().map(Saved::load).transpose()?.flatten();
         let (seed, state) = saved.unwrap_or_else(|| (rng.bytes(), State::default()));
         let tls = if options.tls {
-            let (pem, acceptor) = crate::tls::authority(&options.cert_name)?;
+            let (pem, acceptor) = crate::tls::authority(&options.cert_name, options.cert_dates)?;
             std::fs::write(&options.ca_out, pem)?;
             Some(acceptor)
         } else {

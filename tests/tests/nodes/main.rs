@@ -9,6 +9,7 @@ mod lab;
 
 mod bad_peers;
 mod completions;
+mod doctor;
 mod exit_codes;
 mod first_steps;
 mod installs;
