@@ -3,3 +3,4 @@
 //! browser -- --ignored`.
 
 mod driver;
+mod page;
