@@ -2,6 +2,7 @@
 //!
 //! The answer is read as leniently as it can be, because the node that gives it may be of another release.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -261,7 +262,7 @@ pub fn question(authority: &str) -> Result<Fetch, String> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
     /// A node.
-    Node(Status),
+    Node(Box<Status>),
     /// Nobody answers.
     Nobody(String),
     /// Somebody does who is no node of this kind.
@@ -281,7 +282,7 @@ impl Found {
         }
         match serde_json::from_slice::<Status>(&response.body) {
             // Every member may be missing, but a node says its release.
-            Ok(status) if !status.version.is_empty() => Self::Node(status),
+            Ok(status) if !status.version.is_empty() => Self::Node(Box::new(status)),
             Ok(_) => Self::Stranger("the answer is no node's".to_string()),
             Err(error) => Self::Stranger(printable(&format!("the answer cannot be read: {error}"))),
         }
@@ -342,7 +343,7 @@ impl fmt::Display for Status {
                 _ => "not connected".to_string(),
             };
             let TunnelStatus { sessions, attempts, .. } = tunnel;
-            line(f, "tunnel", &format!("{since}; {sessions} sessions in {attempts} attempts"))?;
+            line(f, "tunnel", &format!("{since}; sessions {sessions}, attempts {attempts}"))?;
             let (sent, received) = (size(tunnel.sent_bytes), size(tunnel.received_bytes));
             line(f, "through it", &format!("{sent} sent, {received} received"))?;
         }
@@ -470,7 +471,7 @@ mod tests {
             [
                 "state         serving, n [31m at d.example",
                 "release       1.2.3 (linux-x64), up 1 d 2 h",
-                "tunnel        connected for 1 min 5 s; 2 sessions in 3 attempts",
+                "tunnel        connected for 1 min 5 s; sessions 2, attempts 3",
                 "through it    1.5 KiB sent, 10 B received",
                 "requests      5, 1 failed; 12 in the last minute",
                 "latency       half within 50 ms, 95 % within 30 s or longer",

@@ -1,6 +1,6 @@
 //! `GET /status`, for the status page and for `consensus-node status`, and `GET /ready`, for whoever sends work.
 
-use alloc::string::ToString as _;
+use alloc::string::ToString;
 
 use serde_json::json;
 
@@ -9,6 +9,7 @@ use crate::control::Control;
 use crate::crypto::Crypto;
 use crate::status::{Served, State, Status, TunnelStatus};
 use crate::time::iso8601;
+use crate::tunnel::connection::Tunnel;
 use crate::update::directed::Active;
 
 /// 200 where the node serves the network, and 503 with the reason where it does not.
@@ -19,7 +20,7 @@ pub(super) fn ready<C: Crypto>(context: &Context<'_, C>) -> Answer {
 }
 
 pub(super) fn state<C: Crypto>(context: &Context<'_, C>) -> State {
-    let is_up = context.tunnel.is_some_and(|tunnel| tunnel.is_up());
+    let is_up = context.tunnel.is_some_and(Tunnel::is_up);
     match (context.registration, context.control) {
         _ if context.updates.is_draining() => State::Updating,
         _ if context.is_stopping => State::Stopping,
@@ -36,7 +37,7 @@ pub(super) fn status<C: Crypto>(context: &Context<'_, C>) -> Status {
     let (warnings, errors) = context.history.alarms();
     Status {
         state,
-        advice: state.explain().map(|text| text.to_string()),
+        advice: state.explain().map(ToString::to_string),
         node_id: registration.map(|registration| registration.node_id.clone()),
         domain: registration.and_then(|registration| registration.domain.clone()),
         version: context.manifest.version.clone(),

@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 /// Longer than anything takes on a healthy machine, however busy.
 const LONG: Duration = Duration::from_secs(60);
 
+/// What no page may make anything of.
+const MARKUP: &str = "<img src=x onerror=alert(1)>";
+
 #[test]
 #[ignore = "needs Chromium"]
 fn smol() {
@@ -45,6 +48,11 @@ fn series(text: &str, name: &str) -> u64 {
 fn figures_move_while_traffic_runs_and_agree_with_the_metrics(shell: Shell) {
     let network = Network::start(false).unwrap();
     network.register_node().unwrap();
+    // The network gives a node its domain, and has a say in what is told: it may not become markup.
+    let config = network.home.state_dir().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let domain = format!("{NODE_ID}.node.example.org");
+    std::fs::write(&config, text.replace(&domain, MARKUP)).unwrap();
     let listen = network.local_api.to_string();
     let arguments = ["run", "--allow-private-targets", "--listen", &listen];
     let node = NodeProcess::spawn(network.node(&binaries::build(shell).unwrap(), arguments)).unwrap();
@@ -59,8 +67,7 @@ fn figures_move_while_traffic_runs_and_agree_with_the_metrics(shell: Shell) {
         let path = format!("/node/tunnel/proxy/{NODE_ID}");
         network.post(&path, &json!({ "target_url": url, "method": "GET" })).unwrap()
     };
-    // What the network had a say in is text: a target's name comes back in an event.
-    fetch("http://<img src=x onerror=document.title='owned'>.invalid/".to_owned());
+    fetch("ftp://nowhere/".to_owned());
     fetch("ftp://nowhere/".to_owned());
     let stopped = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -104,6 +111,7 @@ fn figures_move_while_traffic_runs_and_agree_with_the_metrics(shell: Shell) {
     let title = browser.script("return document.title", &[]).unwrap();
     assert_eq!(title, "serving – Consensus node");
     assert_eq!(browser.script("return document.images.length", &[]).unwrap(), 0);
+    assert_eq!(browser.script("return document.getElementById('domain').textContent", &[]).unwrap(), MARKUP);
     looks(&browser, shell);
     let console = browser.console().unwrap();
     assert!(console.is_empty(), "{console:?}");

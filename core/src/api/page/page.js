@@ -171,7 +171,7 @@
     text('release', status.version + ' (' + status.platform + ')');
     figure('uptime', status.uptime, span);
     text('tunnel', tunnel && (tunnel.connected ? 'connected for ' + span(tunnel.since) : 'not connected')
-      + ', ' + tunnel.sessions + ' sessions in ' + tunnel.attempts + ' attempts');
+      + '; sessions ' + tunnel.sessions + ', attempts ' + tunnel.attempts);
     text('update', update && [update.state, update.version, update.on_probation ? '(on probation)' : '']
       .filter(Boolean).join(' '));
     figure('warnings', status.warnings);
