@@ -2,7 +2,13 @@
 //!
 //! It listens on loopback by default and has no password, so what a web page could make a browser send is refused:
 //! a request whose `Host` is a name that is not this node's (DNS rebinding), and one that changes or starts
-//! something with a foreign `Origin`.
+//! something with a foreign `Origin`. The status page and what it reads are for the operator's browser, so they do not
+//! answer to the node's own domain either, which is the network's to point somewhere: only to `localhost` and to
+//! addresses.
+
+mod metrics;
+mod page;
+mod report;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::{String, ToString as _};
@@ -14,11 +20,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use crate::counters::Counters;
+use crate::control::Control;
 use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
 use crate::eval;
 use crate::guard;
+use crate::history::History;
+use crate::holdings::Holdings;
 use crate::io::{
     Audience, Effect, EffectId, EffectResult, FetchError, FetchErrorKind, LocalId, LocalRequest,
     LocalResponse, Measurement, Output, Response,
@@ -29,6 +37,8 @@ use crate::release::integrity;
 use crate::release::manifest::{Capabilities, Manifest};
 use crate::state::Registration;
 use crate::time::{Deadline, Now, Reason, iso8601};
+use crate::tunnel::connection::Tunnel;
+use crate::update::directed::Directed;
 use crate::wire::base64;
 use crate::wire::message::{EvalParams, JoinedHeaders, few_headers, joined_headers};
 
@@ -39,14 +49,36 @@ pub(crate) struct Context<'a, C: Crypto> {
     pub(crate) identity: &'a Identity<C>,
     pub(crate) manifest: &'a Manifest,
     pub(crate) registration: Option<&'a Registration>,
-    /// `connected`, `connecting` or `none`.
-    pub(crate) tunnel: &'static str,
+    pub(crate) tunnel: Option<&'a Tunnel<C>>,
     /// Of a node that serves others.
-    pub(crate) counters: Option<&'a Counters>,
-    /// How it stands with updates, of a node that the network can direct.
-    pub(crate) update: Option<Value>,
+    pub(crate) control: Option<&'a Control<C>>,
+    pub(crate) updates: &'a Directed,
+    pub(crate) history: &'a History,
+    pub(crate) holdings: Holdings,
+    /// The operator has asked for its end.
+    pub(crate) is_stopping: bool,
     pub(crate) rng: &'a mut Drbg,
     pub(crate) out: &'a mut Outbox,
+}
+
+impl<C: Crypto> Context<'_, C> {
+    /// `connected`, `connecting` or `none`.
+    fn tunnel_state(&self) -> &'static str {
+        match self.tunnel {
+            None => "none",
+            Some(tunnel) if tunnel.is_up() => "connected",
+            Some(_) => "connecting",
+        }
+    }
+
+    /// How it stands with updates, of a node that the network can direct.
+    fn update(&self) -> Option<Value> {
+        self.control.map(|_| self.updates.status())
+    }
+
+    fn uptime(&self) -> u64 {
+        self.now.monotonic.saturating_sub(self.started.monotonic).as_secs()
+    }
 }
 
 /// A request that waits for an effect.
@@ -73,6 +105,10 @@ enum Work {
 /// What becomes of a request that is in order.
 enum Answer {
     Now(Value),
+    /// With a status of its own.
+    Status(u16, Value),
+    /// That is no JSON.
+    Other(LocalResponse),
     /// When its effect has ended.
     Later,
     WebSocket,
@@ -126,6 +162,8 @@ impl Api {
         match self.route(context, id, request) {
             Ok(Answer::Later) => {}
             Ok(Answer::Now(value)) => respond(context.out, id, 200, &value),
+            Ok(Answer::Status(status, value)) => respond(context.out, id, status, &value),
+            Ok(Answer::Other(response)) => context.out.push(Output::Respond { id, response }),
             Ok(Answer::WebSocket) => {
                 let response = LocalResponse { status: 101, headers: Vec::new(), body: Vec::new() };
                 context.out.push(Output::Respond { id, response });
@@ -203,8 +241,20 @@ impl Api {
         check_host(request, context.registration)?;
         let path = request.target.split(['?', '#']).next().unwrap_or_default();
         let wanted = match path {
-            "/health" | "/node/version" | "/node/manifest" | "/node/integrity" | "/node/capabilities"
-            | "/benchmark/system" | "/connect" => "GET",
+            "/health"
+            | "/node/version"
+            | "/node/manifest"
+            | "/node/integrity"
+            | "/node/capabilities"
+            | "/benchmark/system"
+            | "/connect"
+            | "/metrics"
+            | "/ready"
+            | "/status"
+            | page::CSS
+            | page::JS => "GET",
+            // Other clients find here what they always did: nothing.
+            "/" if page::is_wanted(request) => "GET",
             "/benchmark/cpu"
             | "/benchmark/crypto"
             | "/benchmark/memory"
@@ -222,9 +272,16 @@ impl Api {
             return check_upgrade(request).map(|()| Answer::WebSocket);
         }
         check_origin(request)?;
+        if matches!(path, "/" | "/status" | page::CSS | page::JS) {
+            check_host(request, None)?;
+        }
         let measure = |measurement| (None, VecDeque::new(), measurement);
         let (name, rest, measurement) = match path {
             "/health" => return Ok(Answer::Now(health(context))),
+            "/ready" => return Ok(report::ready(context)),
+            "/status" => return Ok(Answer::Now(json!(report::status(context)))),
+            "/metrics" => return Ok(Answer::Other(metrics::response(context))),
+            "/" | page::CSS | page::JS => return Ok(Answer::Other(page::response(path))),
             "/node/version" => return Ok(Answer::Now(version(context))),
             "/node/manifest" => return Ok(Answer::Now(json!(context.manifest))),
             "/node/integrity" => {
@@ -384,10 +441,10 @@ fn health<C: Crypto>(context: &Context<'_, C>) -> Value {
         "registered": context.registration.is_some(),
         "node_id": context.registration.map(|registration| registration.node_id.as_str()),
         "domain": context.registration.and_then(|registration| registration.domain.as_deref()),
-        "tunnel": context.tunnel,
-        "served": context.counters,
-        "update": context.update,
-        "uptime": context.now.monotonic.saturating_sub(context.started.monotonic).as_secs(),
+        "tunnel": context.tunnel_state(),
+        "served": context.control.map(Control::counters),
+        "update": context.update(),
+        "uptime": context.uptime(),
         "timestamp": iso8601(context.now.unix),
     })
 }
@@ -397,7 +454,7 @@ fn version<C: Crypto>(context: &Context<'_, C>) -> Value {
     json!({
         "product": manifest.product, "version": manifest.version, "runtime": "rust",
         "platform": manifest.platform, "commit": manifest.commit, "protocol_version": 1,
-        "update": context.update,
+        "update": context.update(),
     })
 }
 

@@ -4,6 +4,7 @@
 use core::fmt;
 
 use crate::data_plane::replay::CAPACITY;
+use crate::history::{MAX_EVENTS, MAX_SAMPLES};
 use crate::limits::{
     Limits, MAX_ENDED_STREAMS, MAX_JOB_BYTES, MAX_JOBS, MAX_REQUEST_BODIES, MAX_SOCKETS_UNSENT, MAX_STREAMS,
 };
@@ -39,6 +40,10 @@ pub struct Holdings {
     pub job_bytes: usize,
     /// Tickets that are known to be spent.
     pub spent_tickets: usize,
+    /// Events that are remembered.
+    pub events: usize,
+    /// Steps of time that figures are remembered of.
+    pub samples: usize,
 }
 
 /// More is held than may be.
@@ -82,6 +87,8 @@ impl Holdings {
             // There is always room for one job.
             ("bytes of jobs", self.job_bytes, MAX_JOB_BYTES.max(if self.jobs == 1 { usize::MAX } else { 0 })),
             ("spent tickets", self.spent_tickets, CAPACITY),
+            ("events", self.events, MAX_EVENTS),
+            ("samples", self.samples, MAX_SAMPLES),
         ];
         match bounds.into_iter().find(|(_, held, most)| held > most) {
             None => Ok(()),
@@ -124,8 +131,9 @@ mod tests {
     }
 
     #[test]
-    fn spent_tickets_and_ended_names_are_nothing_under_way() {
-        let idle = Holdings { spent_tickets: 7, ended_streams: 7, ..Holdings::default() };
+    fn what_is_only_remembered_is_nothing_under_way() {
+        let idle =
+            Holdings { spent_tickets: 7, ended_streams: 7, events: 7, samples: 7, ..Holdings::default() };
         assert_eq!(idle.under_way(), 0);
         assert_eq!(Holdings { streams: 1, ..idle }.under_way(), 1);
     }

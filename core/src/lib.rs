@@ -106,6 +106,7 @@ pub mod event;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod guard;
+mod history;
 pub mod holdings;
 pub mod io;
 pub mod limits;
@@ -119,6 +120,7 @@ pub mod release;
 pub mod service;
 pub mod setup;
 pub mod state;
+pub mod status;
 pub mod text;
 pub mod time;
 pub mod trace;

@@ -15,6 +15,7 @@ use crate::data_plane::job::{Computed, Job};
 use crate::data_plane::replay::{self, Before};
 use crate::eval::{self, Eval};
 use crate::event::Event;
+use crate::history::{Figures, History};
 use crate::holdings::Holdings;
 use crate::io::{
     Audience, Effect, EffectId, EffectResult, Finish, Input, JobId, LocalId, LocalRequest, Outcome, Output,
@@ -76,6 +77,7 @@ pub struct Node<C: Crypto> {
     control: Option<Control<C>>,
     api: Api,
     updates: Directed,
+    history: History,
     phase: Phase,
     /// The file that says how it stands with the tickets, being written.
     saving: Option<EffectId>,
@@ -159,6 +161,7 @@ impl<C: Crypto> Node<C> {
             control,
             api: Api::new(audience, config.limits),
             updates: Directed::new(config.updates),
+            history: History::new(now),
             phase: Phase::New,
             saving: None,
         }
@@ -167,6 +170,7 @@ impl<C: Crypto> Node<C> {
     /// Takes one input. Never fails: a bad peer, a lost socket, a failed effect are inputs, and what follows is an
     /// output.
     pub fn handle_input(&mut self, now: Now, input: Input) {
+        self.note_figures(now);
         self.now = now;
         if self.phase == Phase::New {
             self.start();
@@ -224,7 +228,11 @@ impl<C: Crypto> Node<C> {
     /// The next thing to do. Drain until [`Output::Wait`], which says when to come back at the latest.
     #[must_use]
     pub fn poll_output(&mut self) -> Output {
-        self.out.pop().unwrap_or_else(|| Output::Wait(self.deadline()))
+        let Some(output) = self.out.pop() else { return Output::Wait(self.deadline()) };
+        if let Output::Event(event) = &output {
+            self.history.tell(self.now, event);
+        }
+        output
     }
 
     /// The job that an [`Output::Compute`] names, once. To be run on any thread, and given back.
@@ -235,6 +243,7 @@ impl<C: Crypto> Node<C> {
 
     /// Takes what a job made; an input like others, but for being no plain data.
     pub fn handle_computed(&mut self, now: Now, computed: Computed<C>) {
+        self.note_figures(now);
         self.now = now;
         if matches!(self.phase, Phase::New | Phase::Finished) {
             return;
@@ -260,10 +269,9 @@ impl<C: Crypto> Node<C> {
     /// The sizes of its queues and tables, for whoever looks whether its memory is bounded.
     #[must_use]
     pub fn holdings(&self) -> Holdings {
-        let outputs = self.out.len();
-        self.control
-            .as_ref()
-            .map_or_else(Holdings::default, |control| Holdings { outputs, ..control.holdings() })
+        let (outputs, (events, samples)) = (self.out.len(), self.history.held());
+        let held = self.control.as_ref().map_or_else(Holdings::default, Control::holdings);
+        Holdings { outputs, events, samples, ..held }
     }
 
     /// The names of the streams that are open, where there is a control session.
@@ -277,6 +285,27 @@ impl<C: Crypto> Node<C> {
         if let Some(job) = self.take_job(job) {
             self.handle_computed(now, job.run());
         }
+    }
+
+    /// What held until this input, for the steps of time that are over with it.
+    fn note_figures(&mut self, now: Now) {
+        if !self.history.is_due(now) {
+            return;
+        }
+        let Some(control) = &mut self.control else { return };
+        let tunnel = self.tunnel.as_ref().map(|tunnel| *tunnel.counts()).unwrap_or_default();
+        let (counters, active) = (control.counters(), control.under_way());
+        let figures = Figures {
+            requests: counters.requests,
+            failed: counters.failed,
+            bytes: counters.bytes,
+            tunnel_bytes: tunnel.received.saturating_add(tunnel.sent),
+            ended: control.latency().count(),
+            took: control.latency().sum(),
+            active_requests: active.requests,
+            active_streams: active.streams,
+        };
+        self.history.note(now, figures, control.take_slowest());
     }
 
     fn start(&mut self) {
@@ -492,16 +521,15 @@ impl<C: Crypto> Node<C> {
         let mut context = api::Context {
             now: self.now,
             started: self.started,
+            holdings: self.holdings(),
             identity: &self.identity,
             manifest: &self.manifest,
             registration: self.registration.as_ref(),
-            tunnel: match &self.tunnel {
-                None => "none",
-                Some(tunnel) if tunnel.is_up() => "connected",
-                Some(_) => "connecting",
-            },
-            counters: self.control.as_ref().map(Control::counters),
-            update: self.control.is_some().then(|| self.updates.status()),
+            tunnel: self.tunnel.as_ref(),
+            control: self.control.as_ref(),
+            updates: &self.updates,
+            history: &self.history,
+            is_stopping: matches!(self.phase, Phase::Stopping(_)),
             rng: &mut self.rng,
             out: &mut self.out,
         };

@@ -33,3 +33,4 @@ pub mod tls;
 pub mod trace;
 pub mod tunnel;
 pub mod upstream;
+pub mod webdriver;

@@ -152,9 +152,10 @@ impl<C: Crypto> Control<C> {
         result: EffectResult,
     ) {
         let Some(Proxied { asker, origin, asked, .. }) = self.take_proxied(effect) else { return };
+        let took = context.now.monotonic.saturating_sub(asked.monotonic);
+        self.latency.observe(took);
         match result {
             EffectResult::Fetched(Ok(response)) => {
-                let took = context.now.monotonic.saturating_sub(asked.monotonic);
                 self.counters.bytes = self.counters.bytes.saturating_add(response.body.len() as u64);
                 context.out.event(Event::Proxied {
                     origin,
@@ -203,6 +204,7 @@ impl<C: Crypto> Control<C> {
             let effect = *effect;
             let Some(proxied) = self.take_proxied(effect) else { return };
             context.out.push(Output::Cancel { id: effect });
+            self.latency.observe(context.now.monotonic.saturating_sub(proxied.asked.monotonic));
             let reason = format!("no answer within {} s", self.limits.request_timeout.as_secs());
             self.fail(context, proxied.asker, Some(proxied.origin), &reason);
         }

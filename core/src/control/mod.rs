@@ -13,6 +13,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString as _};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 pub(crate) use self::fetching::explain;
 
@@ -22,7 +23,7 @@ use self::flow::{Flow, Source};
 use self::public::PublicTunnel;
 use self::raw::Sockets;
 use self::streams::{Stream, Streams, Target};
-use crate::counters::Counters;
+use crate::counters::{Counters, Latency};
 use crate::crypto::identity::Identity;
 use crate::crypto::{Crypto, Drbg};
 use crate::data_plane::replay::{Before, Spent};
@@ -86,6 +87,7 @@ pub(crate) struct Control<C: Crypto> {
     clients: Clients<C>,
     flow: Flow,
     counters: Counters,
+    latency: Latency,
     draining: bool,
 }
 
@@ -113,6 +115,7 @@ impl<C: Crypto> Control<C> {
             limits,
             flow: Flow::default(),
             counters: Counters::default(),
+            latency: Latency::default(),
             draining: false,
         }
     }
@@ -136,11 +139,31 @@ impl<C: Crypto> Control<C> {
             jobs,
             job_bytes,
             spent_tickets: self.clients.spent().len(),
+            events: 0,
+            samples: 0,
         }
     }
 
     pub(crate) const fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    pub(crate) const fn latency(&self) -> &Latency {
+        &self.latency
+    }
+
+    /// The slowest request since this was last asked for.
+    pub(crate) fn take_slowest(&mut self) -> Duration {
+        self.latency.take_slowest()
+    }
+
+    pub(crate) const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Requests and streams under way, data-plane clients at the local API among these.
+    pub(crate) fn under_way(&self) -> Active {
+        Active { requests: self.proxied.len(), streams: self.streams.len() + self.clients.locals() }
     }
 
     /// Takes nothing new on, or again: what runs may end.

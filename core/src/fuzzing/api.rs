@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::node::World;
 use super::read;
-use crate::io::{Audience, Effect, EffectResult, FetchError, FetchErrorKind, Input, LocalRequest, Response};
+use crate::io::{
+    Audience, Effect, EffectResult, FetchError, FetchErrorKind, Input, LocalRequest, LocalResponse, Response,
+};
 use crate::limits::{LOCAL_TIMEOUT, MAX_LOCAL_REQUESTS};
 
 #[derive(Debug, Default, Arbitrary)]
@@ -85,7 +87,7 @@ enum Body {
     Bytes(Vec<u8>),
 }
 
-const PATHS: [&str; 14] = [
+const PATHS: [&str; 20] = [
     "/health",
     "/node/version",
     "/node/manifest",
@@ -100,6 +102,12 @@ const PATHS: [&str; 14] = [
     "/benchmark/all",
     "/proxy",
     "/connect",
+    "/",
+    "/page.css",
+    "/page.js",
+    "/metrics",
+    "/ready",
+    "/status",
 ];
 
 fn request(action: Action) -> Option<LocalRequest> {
@@ -232,7 +240,11 @@ pub fn api(data: &[u8]) {
                     let status = world.answer.as_ref().map(|answer| answer.status);
                     assert!(status.is_some_and(|status| (400..500).contains(&status)), "{status:?}");
                 }
-                if let Some(answer) = world.answer.as_ref().filter(|answer| !answer.body.is_empty()) {
+                let is_json = |answer: &&LocalResponse| {
+                    answer.headers.iter().any(|(_, value)| value == "application/json")
+                        && !answer.body.is_empty()
+                };
+                if let Some(answer) = world.answer.as_ref().filter(is_json) {
                     let value: Result<Value, _> = serde_json::from_slice(&answer.body);
                     assert!(value.is_ok(), "an answer is JSON");
                 }

@@ -81,6 +81,7 @@ pub(crate) struct Tunnel<C: Crypto> {
     next_link: u64,
     bad_frames: u64,
     traffic: Traffic,
+    counts: Counts,
     /// The server's clock as its last handshake said it, in unix seconds.
     server_seconds: u64,
 }
@@ -93,6 +94,21 @@ struct Traffic {
     /// Payload bytes taken.
     taken: u64,
     held: bool,
+}
+
+/// What became of the tunnel since the process started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// Times that the transport was opened.
+    pub(crate) attempts: u64,
+    /// Sessions that the server said `ready` in.
+    pub(crate) sessions: u64,
+    /// Payload bytes that came over the transport.
+    pub(crate) received: u64,
+    /// Payload bytes that it took.
+    pub(crate) sent: u64,
+    /// When the last session was ready, on the monotonic clock.
+    pub(crate) ready: Duration,
 }
 
 impl<C: Crypto> fmt::Debug for Tunnel<C> {
@@ -125,6 +141,7 @@ impl<C: Crypto> Tunnel<C> {
             next_link: 0,
             bad_frames: 0,
             traffic: Traffic::default(),
+            counts: Counts::default(),
             server_seconds: 0,
         }
     }
@@ -146,6 +163,10 @@ impl<C: Crypto> Tunnel<C> {
         self.server_seconds
     }
 
+    pub(crate) const fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     /// Whether there is a session on which messages can be sent.
     pub(crate) const fn is_up(&self) -> bool {
         matches!(self.state, State::Up { .. })
@@ -156,6 +177,7 @@ impl<C: Crypto> Tunnel<C> {
         let link = LinkId(self.next_link);
         self.next_link += 1;
         self.bad_frames = 0;
+        self.counts.attempts += 1;
         self.traffic = Traffic::default();
         let url = self.settings.url.clone();
         context.out.event(Event::Connecting { url: url.clone(), attempt: self.backoff.attempt() });
@@ -230,6 +252,7 @@ impl<C: Crypto> Tunnel<C> {
         if self.link() != Some(link) {
             return None;
         }
+        self.counts.received = self.counts.received.saturating_add(data.len() as u64);
         if matches!(self.state, State::Handshaking { .. }) {
             return self.finish_handshake(context, link, &data);
         }
@@ -345,6 +368,7 @@ impl<C: Crypto> Tunnel<C> {
             return false;
         }
         self.traffic.taken = self.traffic.taken.saturating_add(bytes as u64);
+        self.counts.sent = self.counts.sent.saturating_add(bytes as u64);
         // While nothing is read there is no other sign of life; and that there is none is not the server's fault.
         if let (true, State::Up { silence, .. }) = (self.traffic.held, &mut self.state) {
             *silence = now.deadline(self.settings.silence_limit, Reason::Silence);
@@ -445,6 +469,8 @@ impl<C: Crypto> Tunnel<C> {
                     silence: context.now.deadline(self.settings.silence_limit, Reason::Silence),
                 };
                 self.backoff.reset();
+                self.counts.sessions += 1;
+                self.counts.ready = context.now.monotonic;
                 Some(Happening::Ready)
             }
             Message::Ping(ping) => {

@@ -35,6 +35,10 @@ use crate::wire::frame::FrameBuf;
 use crate::wire::hex;
 use crate::wire::message::{self, UpdateApply, UpdateFailed, UpdatePrepare, UpdateReady};
 
+/// What [`Directed::state_name`] may be.
+pub(crate) const STATES: [&str; 7] =
+    ["none", "preparing", "prepared", "draining", "installing", "overdue", "restarting"];
+
 const PREPARE_FAILED: &str = "prepare_failed";
 const NOT_PREPARED: &str = "update_not_prepared";
 const APPLY_FAILED: &str = "apply_failed";
@@ -198,26 +202,43 @@ impl Directed {
         }
     }
 
+    /// Its state in a word: one of [`STATES`].
+    pub(crate) const fn state_name(&self) -> &'static str {
+        match &self.state {
+            State::Idle => "none",
+            State::Downloading { .. } | State::Inspecting { .. } => "preparing",
+            State::Prepared(_) => "prepared",
+            State::Draining { .. } => "draining",
+            State::Installing { .. } => "installing",
+            State::Overdue { .. } => "overdue",
+            State::Installed { .. } => "restarting",
+        }
+    }
+
+    /// Whether the release that runs has still to prove itself.
+    pub(crate) fn is_on_probation(&self) -> bool {
+        self.probation != Probation::Over
+    }
+
     /// What the local API says of it.
     pub(crate) fn status(&self) -> Value {
-        let (state, release) = match &self.state {
-            State::Idle => ("none", None),
-            State::Downloading { release, .. } | State::Inspecting { release, .. } => {
-                ("preparing", Some(release))
-            }
-            State::Prepared(release) => ("prepared", Some(release)),
-            State::Draining { release, .. } => ("draining", Some(release)),
-            State::Installing { release, .. } => ("installing", Some(release)),
-            State::Overdue { .. } => ("overdue", None),
+        let state = self.state_name();
+        let release = match &self.state {
+            State::Idle | State::Overdue { .. } => None,
+            State::Downloading { release, .. }
+            | State::Inspecting { release, .. }
+            | State::Prepared(release)
+            | State::Draining { release, .. }
+            | State::Installing { release, .. } => Some(release),
             State::Installed { version } => {
-                return json!({"state": "restarting", "version": version, "on_probation": false});
+                return json!({"state": state, "version": version, "on_probation": false});
             }
         };
         json!({
             "state": state,
             "update_id": release.map(|release| printable(&release.update_id)),
             "version": release.map(|release| printable(&release.manifest.version)),
-            "on_probation": self.probation != Probation::Over,
+            "on_probation": self.is_on_probation(),
         })
     }
 

@@ -3,6 +3,7 @@
 
 mod evaluation;
 mod jobs;
+mod status;
 mod streams;
 mod updates;
 mod world;

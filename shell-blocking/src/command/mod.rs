@@ -1,5 +1,5 @@
 //! The command line, the same for both shells: `setup eval register control start run verify doctor update install
-//! service release bench config version completions man`.
+//! service release bench status config version completions man`.
 
 mod bench;
 mod config;
@@ -12,6 +12,7 @@ mod register;
 mod release;
 mod service;
 mod setup;
+mod status;
 mod update;
 mod verify;
 mod version;
@@ -137,13 +138,13 @@ fn dispatch<R: Runtime>(
         return Ok(print(surroundings.stdout, consensus_core::setup::AGREEMENT));
     }
     let common = sources.common()?;
-    if !matches!(invocation.command, Name::Register | Name::Bench) {
+    if !matches!(invocation.command, Name::Register | Name::Bench | Name::Status) {
         // Read again where it is used; here, so that a wrong value is told before anything is done.
         sources.release()?;
     }
-    // `start` has no connection of its own, and `bench` is with this machine alone.
+    // `start` has no connection of its own, and these two are with this machine alone.
     let proxies = match invocation.command {
-        Name::Start | Name::Bench => Proxies::default(),
+        Name::Start | Name::Bench | Name::Status => Proxies::default(),
         _ => sources.proxies()?,
     };
     let log = (surroundings.log)(&common);
@@ -157,6 +158,7 @@ fn dispatch<R: Runtime>(
         Name::Run => node::run(runtime, &sources, &setup),
         Name::Register => register::run(runtime, &sources, &setup),
         Name::Bench => bench::run(runtime, &sources, &setup, surroundings.stdout, surroundings.colors),
+        Name::Status => status::run(runtime, &sources, &setup, surroundings.stdout),
         Name::Update => update::run(runtime, &sources, &setup, surroundings),
         Name::Verify
         | Name::Version

@@ -37,6 +37,7 @@ pub(super) enum Name {
     ServiceStatus,
     Release,
     Bench,
+    Status,
     Version,
     Bump,
     ConfigShow,
@@ -308,6 +309,18 @@ subcommand! {
         (log "FORMAT" "json or text (CONSENSUS_LOG; default: text on a terminal, else json)")
         (log_level "LEVEL" "debug, info, warn or error (CONSENSUS_LOG_LEVEL; default info)")
         (quick "measure what decides, for a few seconds")
+        (json "print one JSON object")
+    }
+}
+
+subcommand! {
+    Status "status",
+    "Say how the node of this machine is, in some ten lines: asks its local API. Ends with code 0 where it serves the \
+     network, is being updated or is only meant to serve its local API, 3 where it is not registered, 69 where it has no \
+     session with the network, and 70 where no node answers, or one that stops.",
+    example: "{command_name} --json",
+    [api] {
+        (state_dir "DIR" "whose settings say where the local API is (CONSENSUS_STATE_DIR; default ~/.consensus/node)")
         (json "print one JSON object")
     }
 }
@@ -630,6 +643,7 @@ enum Subcommand {
     Service(Service),
     Release(Release),
     Bench(Bench),
+    Status(Status),
     Config(Config),
     Version(Version),
     Completions(Completions),
@@ -684,6 +698,7 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Result<Invocation, N
             Subcommand::Service(options) => options.into_invocation(),
             Subcommand::Release(options) => options.into_invocation(),
             Subcommand::Bench(options) => options.into_invocation(),
+            Subcommand::Status(options) => options.into_invocation(),
             Subcommand::Config(options) => options.into_invocation(),
             Subcommand::Version(options) => options.into_invocation(),
             Subcommand::Completions(options) => options.into_invocation(),
@@ -877,9 +892,10 @@ mod tests {
 
     #[test]
     fn every_subcommand_has_help_with_an_example_and_its_options() {
-        for command in
-            ["setup", "eval", "register", "control", "start", "run", "verify", "doctor", "update", "version"]
-        {
+        for command in [
+            "setup", "eval", "register", "control", "start", "run", "verify", "doctor", "update", "status",
+            "version",
+        ] {
             for words in [[command, "--help"], [command, "-h"], ["help", command]] {
                 let text = help_of(&words);
                 assert!(text.contains("Examples:"), "{text}");

@@ -23,6 +23,7 @@ mod serving;
 mod settings;
 mod setup;
 mod state;
+mod status;
 mod streams;
 mod tls;
 mod traces;
