@@ -36,6 +36,9 @@ use crate::background::Background;
 use crate::conn::Conn;
 use crate::options::{Bad, Options};
 
+/// How long a port that somebody else has is waited for.
+const PORT_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What comes of a proxied request.
 pub type Fetched = Result<ProxyResponse, ProxyFailure>;
 
@@ -174,7 +177,16 @@ impl Orchestrator {
     /// The address cannot be listened at.
     pub fn come_back(&mut self) -> io::Result<()> {
         self.go_down();
-        self.serve(TcpListener::bind(self.address())?)
+        // Meanwhile the port may have become somebody's own end of a connection.
+        let end = Instant::now() + PORT_PATIENCE;
+        loop {
+            match TcpListener::bind(self.address()) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                bound => return self.serve(bound?),
+            }
+        }
     }
 
     fn serve(&mut self, listener: TcpListener) -> io::Result<()> {

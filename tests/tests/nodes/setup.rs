@@ -274,7 +274,8 @@ fn stopped_and_killed_at_every_question_it_goes_on(shell: Shell) {
             terminal.type_text(if number % 3 == 0 { INTERRUPT } else { END }).unwrap();
             let (status, text) = terminal.wait(LONG).unwrap();
             assert_eq!(status.code(), Some(70), "{text}");
-            assert!(text.contains("stopped"), "{text}");
+            // A terminal throws away what is shown in the very instant of an interrupt.
+            assert!(number % 3 == 0 || text.contains("stopped"), "{text}");
             terminal = world.terminal();
             if number > 0 && terminal.expect(&[resume, question], LONG).unwrap() == 0 {
                 world.answer(&mut terminal, "");
