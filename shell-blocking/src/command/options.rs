@@ -181,6 +181,8 @@ subcommand! {
         (code "CODE" "the code of the email that an earlier setup had sent")
         (machine_id "ID" "your own id for this machine (CONSENSUS_MACHINE_ID; default: the one in machine.json)")
         (address_service "URL" "answers with the address it sees, as plain text; may be given again (CONSENSUS_ADDRESS_SERVICES, with commas between, or none; default: https://icanhazip.com/, https://ident.me/, https://ifconfig.co/ip)")
+        (browser_port "PORT" "where the page of --browser is (default: any that is free)")
+        (browser "ask on a page in a browser of this machine, whose address is printed, instead of here")
         (yes "agree (see --agreement), ask nothing, and use what an earlier setup left")
         (agreement "print what you agree to, and do nothing else")
         (skip_release "stay with this program, whatever release the network requires: for builds from source")

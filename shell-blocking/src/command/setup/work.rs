@@ -9,6 +9,7 @@ use consensus_core::io::{Finish, Outcome as End, StateFile};
 use consensus_core::setup::{Effect, Outcome, Registrant};
 
 use super::interrupts::Interrupts;
+use super::page::Page;
 use super::{HANDED_OVER, SET_ASIDE, address, release, service, with};
 use crate::command::{Failure, Setup, Surroundings, node, register};
 use crate::runtime_api::Runtime;
@@ -22,6 +23,7 @@ pub(super) struct Work<'a, R> {
     pub(super) setup: &'a Setup,
     pub(super) state_dir: &'a StateDir,
     pub(super) interrupts: &'a Interrupts,
+    pub(super) page: Option<&'a Page>,
 }
 
 impl<R: Runtime> Work<'_, R> {
@@ -100,6 +102,9 @@ impl<R: Runtime> Work<'_, R> {
         command.args(std::env::args_os().skip(1)).env(HANDED_OVER, "1");
         if !self.sources.options.contains_key("--server") {
             command.args(["--server", server]);
+        }
+        if let Some(Err(error)) = self.page.map(|page| page.leave_to(&mut command)) {
+            return format!("the page: {error}");
         }
         format!("{program}: {}", command.exec())
     }
