@@ -146,7 +146,7 @@ fn keys_alone_lead_to_a_registered_node() {
     browser
         .wait_for("return document.getElementById('problem').textContent.includes('no MetaMask')", LONG)
         .unwrap();
-    browser.press(&format!("{}{}", back, back)).unwrap();
+    browser.press(&format!("{}{}", key::SHIFT, key::TAB.repeat(2))).unwrap();
     assert_eq!(active("id"), "value");
     give("EVM address", PAYOUT_OPTIONS[1]);
     give("Solana address", PAYOUT_OPTIONS[3]);

@@ -311,8 +311,8 @@
       text('bytes', mib(received) + (total ? ' of ' + mib(total) : ''));
       if (total) $('received').value = (100 * received) / total; else $('received').removeAttribute('value');
     }
-    actions(now.part === 'evaluation' || now.finish ? now.actions : []);
-    windows(now.part === 'evaluation' || now.finish ? now.windows : []);
+    actions(now.part === 'evaluation' ? now.actions : []);
+    windows(now.part === 'evaluation' ? now.windows : []);
     const number = now.question ? now.question.number + now.question.id : '';
     if (number !== last.number) ask(now.question);
     else if (now.question && now.question.problem !== last.problem) problem(now.question.problem);
