@@ -153,6 +153,9 @@ fn keys_alone_lead_to_a_registered_node() {
     give("ICP principal", PAYOUT_OPTIONS[5]);
     asked(&browser, "Registration");
     look(&browser, "keys-4-confirm");
+    assert_eq!(active("id"), "title", "what is told is read first");
+    browser.press(key::TAB).unwrap();
+    assert_eq!(active("textContent"), "Register");
     browser.press(key::ENTER).unwrap();
     titled(&browser, "Done");
     look(&browser, "keys-5-done");

@@ -261,7 +261,7 @@
     });
     draw(chart, 'text', { x: LEFT, y: 154 }).textContent = 'first window';
     draw(chart, 'text', { x: RIGHT, y: 154, 'text-anchor': 'end' }).textContent = 'requests a second';
-    text('slowest', `${all.length} windows: the slowest ${count(Math.min(...all))}, the last ${count(all.at(-1))} requests a second. `
+    text('slowest', `${all.length} ${all.length > 1 ? 'windows' : 'window'}: the slowest ${count(Math.min(...all))}, the last ${count(all.at(-1))} requests a second. `
       + 'The network wants 50 or more in each, and no loss of speed over time.');
   };
 
