@@ -295,9 +295,7 @@ impl Front<'_, '_> {
     /// Tells somebody that their answer cannot be taken. Of what was said beforehand, none is left then.
     fn judged(&mut self, answered: Result<(), String>) -> Result<(), Failure> {
         match (&self.face, answered) {
-            (Face::Page(page), answered) => {
-                page.judged(answered.as_ref().map(|()| ()).map_err(String::as_str))
-            }
+            (Face::Page(page), answered) => page.judged(answered),
             (_, Ok(())) => {}
             (Face::Terminal(terminal), Err(why)) => {
                 let _ = self.surroundings.stderr.write_all(terminal.wrap("! ", &why).as_bytes());

@@ -186,12 +186,15 @@ impl Page {
     }
 
     /// What comes of the answer.
-    pub(super) fn judged(&self, verdict: Result<(), &str>) {
-        self.shared.board().verdict = Some(verdict.map_err(str::to_string));
-        self.shared.change(|view| match verdict {
-            Ok(()) => view.taken(),
-            Err(why) => view.refused(why),
-        });
+    pub(super) fn judged(&self, verdict: Result<(), String>) {
+        let mut board = self.shared.board();
+        match &verdict {
+            Ok(()) => board.view.taken(),
+            Err(why) => board.view.refused(why),
+        }
+        board.verdict = Some(verdict);
+        drop(board);
+        self.shared.changed.notify_all();
     }
 
     /// Tells the end, and waits a moment for an open page to have heard it.
