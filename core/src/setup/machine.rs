@@ -239,6 +239,12 @@ impl Setup {
         missing
     }
 
+    /// Whether there is nothing to ask or to do, but only an end to tell.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.finish.is_some()
+    }
+
     /// Where it is, by the name of what was begun last: `resume`, `server`, `keep_node`, `agreement`, `release`,
     /// `addresses`, `region`, `evaluation`, `email`, `payouts`, `confirm`, `register`, `service` or `done`.
     #[must_use]

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use serde::Serialize;
 
-use super::{AGREEMENT, Effect, Purpose, Question, QuestionId, Tell, TellKind};
+use super::{AGREEMENT, Effect, Kind, Purpose, Question, QuestionId, Tell, TellKind};
 use crate::event::Event;
 use crate::io::{Finish, Outcome};
 use crate::text::printable;
@@ -73,6 +73,8 @@ pub struct Asked {
     pub id: &'static str,
     /// As [`Question::text`].
     pub text: &'static str,
+    /// Whether its answer is yes or no.
+    pub yes_no: bool,
     /// As [`Question::default`].
     pub default: Option<String>,
     /// Why it is asked again: of the network, or of the last answer, which could not be taken.
@@ -122,6 +124,7 @@ impl View {
             number: 0,
             id: WELCOME,
             text: "Begin",
+            yes_no: false,
             default: None,
             problem: None,
             reuse: Vec::new(),
@@ -164,6 +167,7 @@ impl View {
             number: self.asked,
             id: question.id.as_str(),
             text: question.text,
+            yes_no: question.kind == Kind::YesNo,
             default: question.default.clone(),
             problem: question.problem.clone(),
             reuse: question.reuse.iter().map(|reuse| reuse.text.clone()).collect(),
@@ -304,7 +308,6 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::setup::Kind;
     use alloc::format;
     use serde_json::{Value, json};
 
@@ -327,7 +330,7 @@ mod tests {
         let shown = json(&view)["question"].clone();
         assert_eq!(
             shown,
-            json!({"number": 1, "id": "port", "text": "Port", "default": "9090", "problem": null, "reuse": [],
+            json!({"number": 1, "id": "port", "text": "Port", "yes_no": false, "default": "9090", "problem": null, "reuse": [],
                    "agreement": null})
         );
         view.refused("no");

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use consensus_core::state::MachineRecord;
 use consensus_testbed::binaries::Shell;
 use consensus_testbed::network::PAYOUT_OPTIONS;
 use consensus_testbed::options::Options;
@@ -25,6 +26,7 @@ with_both_shells! {
     a_page_that_says_nothing_or_too_much_keeps_nobody_out
     the_release_that_is_installed_goes_on_with_the_same_page
     a_machine_that_is_not_admitted_is_told_so
+    a_machine_that_holds_another_node_is_refused_without_a_page
     what_makes_no_sense_together_is_refused
 }
 
@@ -407,6 +409,18 @@ fn a_machine_that_is_not_admitted_is_told_so(shell: Shell) {
     assert_eq!(page.exit().code, Some(4));
     let codes = world.lab.network.orchestrator.journal().since(0);
     assert!(!codes.iter().any(|(_, record)| matches!(record, Record::EmailCode { .. })));
+}
+
+fn a_machine_that_holds_another_node_is_refused_without_a_page(shell: Shell) {
+    let world = World::with_email(shell);
+    let machine = world.lab.network.home.root().join("machine");
+    fs::create_dir_all(&machine).unwrap();
+    let mut record = MachineRecord::parse(br#"{"machine_id":"m1"}"#).unwrap();
+    record.register("/srv/other", "n9", 1);
+    fs::write(machine.join("machine.json"), record.emit()).unwrap();
+    let exit = world.lab.run(&["setup", "--browser"]);
+    assert_eq!((exit.code, exit.stdout.as_str()), (Some(4), ""), "{}", exit.stderr());
+    assert!(exit.stderr().contains("n9") && exit.stderr().contains("/srv/other"), "{}", exit.stderr());
 }
 
 fn what_makes_no_sense_together_is_refused(shell: Shell) {

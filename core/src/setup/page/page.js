@@ -75,6 +75,7 @@
   const answer = async (value, more = {}) => {
     if (posting || !view.question) return;
     posting = true;
+    problem('');
     const buttons = [...$('buttons').querySelectorAll('button:enabled')];
     for (const button of buttons) button.setAttribute('aria-disabled', 'true');
     try {
@@ -150,8 +151,9 @@
       submit = () => answer('');
     } else if (id === 'agreement') {
       submit = agreement(question);
-    } else if (CHOICES[id]) {
-      const [yes, no] = CHOICES[id];
+    } else if (question.yes_no) {
+      const [yes, no] = CHOICES[id] || [['Yes', 'yes'], ['No', 'no']];
+      if (!CHOICES[id]) make($('fields'), 'p', {}, question.text + '?');
       button(yes[0], 'submit');
       submit = () => answer(yes[1]);
       button(no[0], 'button', () => answer(no[1]));
@@ -197,17 +199,21 @@
     }
   };
 
-  let told = '';
+  /* Only what is new is added: the rest was read out. */
+  let told = [];
   const news = (all) => {
-    const now = JSON.stringify(all);
-    if (now === told) return;
-    told = now;
+    const grows = told.every(({ kind, text: said }, i) => all[i] && all[i].kind === kind && all[i].text === said);
+    const from = grows ? told.length : 0;
     const last = all.findLastIndex(({ kind }) => kind === 'heading');
-    $('news').replaceChildren();
-    lines($('news'), all.slice(last + 1));
-    $('all').replaceChildren();
-    lines($('all'), all);
+    if (last >= from) $('news').replaceChildren();
+    if (!grows) {
+      $('news').replaceChildren();
+      $('all').replaceChildren();
+    }
+    lines($('news'), all.slice(Math.max(from, last + 1)));
+    lines($('all'), all.slice(from));
     $('before').hidden = !all.length;
+    told = all;
   };
 
   const rows = [];

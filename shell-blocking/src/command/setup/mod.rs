@@ -66,7 +66,11 @@ pub(super) fn run<R: Runtime>(
     let state_dir = setup.open_state_dir()?;
     let _lock = state_dir.lock()?;
     let interrupts = Interrupts::watch().map_err(Failure::internal)?;
-    let page = if told.browser { Some(page::<R>(sources, &told, surroundings)?) } else { None };
+    let page = if told.browser && !machine.has_ended() {
+        Some(page::<R>(sources, &told, surroundings)?)
+    } else {
+        None
+    };
     let heard = page.as_ref().map(|page| setup.heard_by(page.listener()));
     let setup = heard.as_ref().unwrap_or(setup);
     let face = match &page {
