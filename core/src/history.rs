@@ -6,7 +6,7 @@
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
-use core::mem::{Discriminant, discriminant};
+use core::mem::discriminant;
 use core::time::Duration;
 
 use serde_json::Value;
@@ -55,6 +55,15 @@ struct Sample {
     active_streams: u32,
 }
 
+/// An event as it was heard: put into words when somebody asks.
+#[derive(Debug)]
+struct Heard {
+    event: Event,
+    /// Of the last one.
+    unix: Duration,
+    count: u64,
+}
+
 /// The history of one node.
 #[derive(Debug)]
 pub(crate) struct History {
@@ -64,8 +73,7 @@ pub(crate) struct History {
     /// At the end of the last of them.
     before: Figures,
     samples: VecDeque<Sample>,
-    /// Each with its kind.
-    events: VecDeque<(Discriminant<Event>, Told)>,
+    events: VecDeque<Heard>,
     warnings: u64,
     errors: u64,
 }
@@ -135,33 +143,37 @@ impl History {
 
     /// Remembers an event, if it is louder than routine traffic. One of the kind of the last takes its place.
     pub(crate) fn tell(&mut self, now: Now, event: &Event) {
-        let level = event.level();
-        match level {
+        match event.level() {
             Level::Debug => return,
             Level::Info => {}
             Level::Warn => self.warnings += 1,
             Level::Error => self.errors += 1,
         }
-        let (at, text) = (iso8601(now.unix), printable(&event.to_string()));
-        match self.events.back_mut() {
-            Some((kind, last)) if *kind == discriminant(event) => {
-                last.count += 1;
-                (last.at, last.text, last.level) = (at, text, level);
+        let count = match self.events.back() {
+            Some(last) if discriminant(&last.event) == discriminant(event) => {
+                let count = last.count;
+                self.events.pop_back();
+                count + 1
             }
-            _ => {
-                if self.events.len() == MAX_EVENTS {
-                    self.events.pop_front();
-                }
-                let told =
-                    Told { at, level, scope: event.scope().to_string(), event: name(event), text, count: 1 };
-                self.events.push_back((discriminant(event), told));
-            }
+            _ => 1,
+        };
+        if self.events.len() == MAX_EVENTS {
+            self.events.pop_front();
         }
+        self.events.push_back(Heard { event: event.clone(), unix: now.unix, count });
     }
 
     /// The last events, the latest at the end.
     pub(crate) fn events(&self) -> Vec<Told> {
-        self.events.iter().map(|(_, told)| told.clone()).collect()
+        let told = |heard: &Heard| Told {
+            at: iso8601(heard.unix),
+            level: heard.event.level(),
+            scope: heard.event.scope().to_string(),
+            event: name(&heard.event),
+            text: printable(&heard.event.to_string()),
+            count: heard.count,
+        };
+        self.events.iter().map(told).collect()
     }
 
     /// Warnings and errors since the start.
