@@ -22,6 +22,7 @@ with_both_shells! {
     only_who_has_the_whole_address_and_comes_from_nowhere_else_gets_anything
     answers_on_the_page_lead_to_a_connected_node
     a_wrong_answer_is_told_and_asked_again
+    one_answer_counts_however_many_come_at_once
     killed_and_stopped_it_goes_on_at_another_address
     a_page_that_says_nothing_or_too_much_keeps_nobody_out
     the_release_that_is_installed_goes_on_with_the_same_page
@@ -310,6 +311,26 @@ fn a_wrong_answer_is_told_and_asked_again(shell: Shell) {
     let view = page.end();
     assert!(view["finish"]["message"].as_str().unwrap().contains("setup-progress.json"), "{view:#}");
     assert_eq!(page.exit().code, Some(70));
+}
+
+fn one_answer_counts_however_many_come_at_once(shell: Shell) {
+    let world = World::with_email(shell);
+    let page = Page::skipping(&world);
+    page.give(&world, "welcome", "");
+    page.give(&world, "server", "SERVER");
+    page.give(&world, "agreement", "yes");
+    // Each of them would be a wrong answer to the question that follows.
+    for (id, text, next) in [("ipv4", "", "ipv6"), ("ipv6", "2606:4700::1", "port")] {
+        let question = page.question(id);
+        let statuses = std::thread::scope(|scope| {
+            let posts: Vec<_> = (0..16).map(|_| scope.spawn(|| page.answer(&question, text).0)).collect();
+            posts.into_iter().map(|post| post.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+        assert!(statuses.iter().all(|status| [200, 409].contains(status)), "{statuses:?}");
+        assert_eq!(page.question(next)["problem"], Value::Null);
+    }
+    assert_eq!(page.question("port")["number"], 5, "no question was passed over");
 }
 
 fn killed_and_stopped_it_goes_on_at_another_address(shell: Shell) {

@@ -3,6 +3,8 @@
   const SVG = 'http://www.w3.org/2000/svg';
   /* Between two looks, so that a figure that moves is not drawn more often than it is read. */
   const PAUSE = 150;
+  /* A browser at work would show in what is measured. */
+  const PAUSE_MEASURING = 1000;
   const RETRY = 1000;
   const STEPS = [
     ['Welcome', 'welcome'], ['Network', 'resume', 'server', 'keep_node'], ['Agreement', 'agreement'],
@@ -335,7 +337,7 @@
         show(await told.json());
         text('link', '');
         if (view.finish) return;
-        await wait(PAUSE);
+        await wait(view.part === 'evaluation' ? PAUSE_MEASURING : PAUSE);
       } catch {
         text('link', 'No answer: setup may be starting anew, or has ended on its terminal.');
         await wait(RETRY);

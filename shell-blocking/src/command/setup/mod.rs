@@ -101,7 +101,7 @@ fn go_on<R: Runtime>(
     front: &mut Front<'_, '_>,
     work: &mut Work<'_, R>,
 ) -> Result<Finish, Failure> {
-    if !work.page.is_none_or(|page| page.begin(work.interrupts)) {
+    if work.page.is_some_and(|page| !page.begin(work.interrupts)) {
         return Ok(stopped(work.state_dir));
     }
     loop {

@@ -73,8 +73,10 @@ struct Shared {
 /// What the page and setup have in common.
 struct Board {
     view: View,
-    /// An answer that is to be judged.
+    /// An answer that nobody has looked at.
     posted: Option<String>,
+    /// Whether an answer is being judged: another one would be for the question after it.
+    judging: bool,
     /// What came of the last one.
     verdict: Option<Result<(), String>>,
     /// Whether a page was there.
@@ -111,7 +113,14 @@ impl Page {
         nonblocking.map_err(|error| error.to_string())?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         let view = if is_handed_over { View::handed_over(program) } else { View::new(program) };
-        let board = Board { view, posted: None, verdict: None, is_open: is_handed_over, told_end: false };
+        let board = Board {
+            view,
+            posted: None,
+            judging: false,
+            verdict: None,
+            is_open: is_handed_over,
+            told_end: false,
+        };
         let shared = Arc::new(Shared {
             gate: Gate::new(&token, address.to_string()),
             board: Mutex::new(board),
@@ -177,7 +186,6 @@ impl Page {
             if !interrupts.wait_for(self.answers.as_fd()) {
                 return None;
             }
-            // As many as there are; the last one counts.
             let _ = (&self.answers).read(&mut [0; 64]);
             if let Some(text) = self.shared.board().posted.take() {
                 return Some(text);
@@ -192,7 +200,7 @@ impl Page {
             Ok(()) => board.view.taken(),
             Err(why) => board.view.refused(why),
         }
-        board.verdict = Some(verdict);
+        (board.verdict, board.judging) = (Some(verdict), false);
         drop(board);
         self.shared.changed.notify_all();
     }
@@ -266,14 +274,13 @@ impl Shared {
     fn answer(&self, posted: &Posted) -> LocalResponse {
         let mut board = self.board();
         let question = board.view.question.as_ref().filter(|asked| asked.number == posted.number);
-        let Some(question) = question.filter(|_| board.posted.is_none()) else {
+        let Some(question) = question.filter(|_| !board.judging) else {
             return refusal(409, "not_asked", "this is not what is asked now");
         };
         if let Err(why) = posted.check(question.id) {
             return refusal(422, "invalid", why);
         }
-        board.posted = Some(posted.text.clone());
-        board.verdict = None;
+        (board.posted, board.judging, board.verdict) = (Some(posted.text.clone()), true, None);
         drop(board);
         // A socket that is full tells of one, too.
         let _ = (&self.answered).write(&[1]);
