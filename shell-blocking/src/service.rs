@@ -176,7 +176,9 @@ fn run(command: &Command) -> Result<String, String> {
         return Ok(answer);
     }
     let last = said.lines().chain(answer.lines()).map(str::trim).rfind(|line| !line.is_empty());
-    Err(format!("`{command}`: {status}: {}", printable(last.unwrap_or("it does not say why"))))
+    // Why comes first, and the variables are left out: a text that is shown is cut at its end.
+    let command = Command { env: Vec::new(), ..command.clone() };
+    Err(format!("{} ({status} of `{command}`)", printable(last.unwrap_or("it does not say why"))))
 }
 
 /// All of it, so that nobody is stopped by a full pipe; what is over [`MAX_ANSWER`] is dropped.

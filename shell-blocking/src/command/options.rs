@@ -611,10 +611,7 @@ pub(super) fn info() -> CommandInfoWithArgs {
     error_code(1, "doctor: a check failed"),
     error_code(2, "wrong usage: an option, a variable or the settings file"),
     error_code(3, "not registered, or not evaluated; no service"),
-    error_code(
-        4,
-        "refused by the network, by the one-node-a-machine rule, a release that is not taken, or a service that is there"
-    ),
+    error_code(4, "refused, by the network or by what is on this machine; the line says why"),
     error_code(5, "the network wants a payment first"),
     error_code(6, "the network requires another release"),
     error_code(69, "the network cannot be reached"),
@@ -771,7 +768,7 @@ fn usage_line(program: &str, words: &[&str], output: &str) -> String {
         }
         _ => output.split_whitespace().collect::<Vec<_>>().join(" "),
     };
-    format!("{text}; see {help}")
+    format!("{}; see {help}", text.trim_end_matches('.'))
 }
 
 #[cfg(test)]
