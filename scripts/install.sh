@@ -140,9 +140,10 @@ main() {
     sh "$installer" "$tarball" --sha256 "$sha256" "$@"
     code=$?
     if [ "$code" -eq 0 ]; then
-        say 'installed. Next, with the URL of your network in CONSENSUS_SERVER_URL:'
-        say '  run-node.sh eval, then run-node.sh register (see: run-node.sh register --help), then run-node.sh run'
-        say 'run-node.sh is in the install directory: ~/.consensus/node-runtime where none was given'
+        # Not by run-node.sh, whose node cannot ask anything: it runs beside the script.
+        say 'installed. Next, in the install directory (~/.consensus/node-runtime where none was given):'
+        say '  current/bin/consensus-node setup --server URL'
+        say 'which asks for what it needs, registers the node, and says how it is started'
     fi
     exit "$code"
 }

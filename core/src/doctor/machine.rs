@@ -44,7 +44,9 @@ pub(super) fn settings(found: &Findings) -> Line {
              state directory; `{program} config show` says where each setting comes from"
         );
         if server.is_none() && matches!(&found.supervision, Supervision::By(kept) if !kept.is_empty()) {
-            fix.push_str("; a service has its own in a file: load that first, `set -a; . PATH/node.env; set +a`");
+            fix.push_str(
+                "; a service has its own in a file: load that first, `set -a; . PATH/node.env; set +a`",
+            );
         }
         return Line::failed(Check::Settings, &errors.join("; "), &fix);
     }

@@ -88,7 +88,9 @@ impl Figures {
             },
             Judged {
                 name: "event loop",
-                measured: self.event_loop_p99_ns.map(|p99| format!("p99 {} ms", shown(p99 / 1e6, 3, MAX_EVENT_LOOP_P99_NS / 1e6))),
+                measured: self
+                    .event_loop_p99_ns
+                    .map(|p99| format!("p99 {} ms", shown(p99 / 1e6, 3, MAX_EVENT_LOOP_P99_NS / 1e6))),
                 needed: format!("at most {:.0} ms", MAX_EVENT_LOOP_P99_NS / 1e6),
                 met: self.event_loop_p99_ns.map(|p99| p99 <= MAX_EVENT_LOOP_P99_NS),
                 cause: "a machine that is busy with something else",
@@ -109,7 +111,9 @@ impl Figures {
             },
             Judged {
                 name: "slowest window",
-                measured: self.slowest_window_rps.map(|rps| format!("{} requests/s", shown(rps, 1, MIN_WINDOW_RPS))),
+                measured: self
+                    .slowest_window_rps
+                    .map(|rps| format!("{} requests/s", shown(rps, 1, MIN_WINDOW_RPS))),
                 needed: format!("at least {MIN_WINDOW_RPS} requests/s"),
                 met: at_least(self.slowest_window_rps, MIN_WINDOW_RPS),
                 cause: "a processor that is too slow, or was taken away for a while",
@@ -207,10 +211,16 @@ mod tests {
     #[test]
     fn a_figure_that_misses_narrowly_is_not_shown_as_the_threshold() {
         for (figures, words) in [
-            (Figures { event_loop_p99_ns: Some(50_000_001.0), ..good() }, "p99 50.000001 ms, needed is at most 50 ms"),
+            (
+                Figures { event_loop_p99_ns: Some(50_000_001.0), ..good() },
+                "p99 50.000001 ms, needed is at most 50 ms",
+            ),
             (Figures { throttle_ratio: Some(0.8496), ..good() }, "0.8496, needed is at least 0.85"),
             (Figures { cpu_time_ratio: Some(0.8996), ..good() }, "0.8996, needed is at least 0.9"),
-            (Figures { slowest_window_rps: Some(49.96), ..good() }, "49.96 requests/s, needed is at least 50"),
+            (
+                Figures { slowest_window_rps: Some(49.96), ..good() },
+                "49.96 requests/s, needed is at least 50",
+            ),
         ] {
             let verdict = figures.verdict();
             assert!(verdict.missed.iter().any(|m| m.contains(words)), "{verdict:?} has not {words:?}");

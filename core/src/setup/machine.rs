@@ -687,7 +687,8 @@ impl Setup {
             let none = (family == Family::V6).then_some(NONE);
             if none.is_none() && self.session.problem.is_none() {
                 let why = search.problem.clone().unwrap_or_else(|| "no service was asked".to_string());
-                self.session.problem = Some(format!("no {} address of this machine was found ({why})", family.name()));
+                self.session.problem =
+                    Some(format!("no {} address of this machine was found ({why})", family.name()));
             }
             return Some(self.ask(id, none));
         }

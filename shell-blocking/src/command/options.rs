@@ -286,7 +286,7 @@ subcommand! {
         \u{a0} --download-url https://releases.example/consensus-node-1.2.3-linux-x64.tgz",
     [] {
         (version "VERSION" "the release's version (CONSENSUS_NODE_VERSION; default: this program's)")
-        (commit "COMMIT" "the commit it was built from (CONSENSUS_NODE_COMMIT; default: this program's)")
+        (commit "COMMIT" "the commit it was built from (CONSENSUS_NODE_COMMIT; default: this program's, where it was built with one)")
         (platform "PLATFORM" "SYSTEM-PROCESSOR, such as linux-arm64 (CONSENSUS_NODE_PLATFORM; default: this machine's)")
         (download_url "URL" "where the tarball will be (CONSENSUS_NODE_DOWNLOAD_URL)")
         (required "BOOL" "whether nodes must run it: true or false (default true)")

@@ -122,7 +122,8 @@ fn both(output: &Output, other: &Output) -> String {
 /// `replay`.
 #[must_use]
 pub fn run_replay(command: &ReplayCommand) -> ExitCode {
-    match file(&command.file).and_then(|trace| replay(&trace)) {
+    let named = |error: String| format!("{}: {error}", command.file.display());
+    match file(&command.file).and_then(|trace| replay(&trace).map_err(named)) {
         Ok(text) => {
             println!("{text}");
             ExitCode::SUCCESS
@@ -148,7 +149,7 @@ pub fn run_show(command: &ShowCommand) -> ExitCode {
 
 fn show(command: &ShowCommand) -> Result<(), String> {
     let trace = file(&command.file)?;
-    let reader = Reader::new(&trace).map_err(|error| error.to_string())?;
+    let reader = Reader::new(&trace).map_err(|error| format!("{}: {error}", command.file.display()))?;
     let title = title(reader.header());
     // What was read before an error is shown all the same.
     let (entries, error) = entries(reader);
