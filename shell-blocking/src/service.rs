@@ -188,3 +188,17 @@ fn read(mut from: impl Read) -> String {
     let _ = io::copy(&mut from, &mut io::sink());
     String::from_utf8_lossy(&data).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_fails_says_why_first_and_is_named_without_its_variables() {
+        let mut command = Command::of("sh", &["-c", "echo first >&2; echo there is none >&2; exit 3"]);
+        command.env.push(("A".to_string(), "b".repeat(500)));
+        let why = run(&command).unwrap_err();
+        assert!(why.starts_with("there is none (exit status: 3 of `sh -c"), "{why}");
+        assert!(!why.contains("bbb"), "{why}");
+    }
+}

@@ -816,6 +816,11 @@ mod tests {
             assert!(usage_of(words).contains("--release-key"), "{}", usage_of(words));
         }
         assert!(usage_of(&["eval", "--release-key", "a"]).contains("--release-key"));
+        assert!(
+            usage_of(&["eval", "--server"]).contains("'--server'; see"),
+            "{}",
+            usage_of(&["eval", "--server"])
+        );
     }
 
     #[test]
@@ -907,6 +912,7 @@ mod tests {
         {
             assert!(text.contains(part), "{text}");
         }
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         assert_eq!(help_of(&[]), text);
     }
 
