@@ -69,7 +69,7 @@ fn a_stopped_node_takes_its_leave_also_while_it_waits(shell: Shell) {
 }
 
 fn a_stop_that_comes_as_several_signals_at_once_is_one_stop(shell: Shell) {
-    let mut lab = Lab::new(shell);
+    let lab = Lab::new(shell);
     let node = lab.start(&CONTROL);
     lab.ready(&node, 1);
     node.terminate_and_interrupt().unwrap();
