@@ -38,7 +38,9 @@ sync_path() {
 
 # put NAME: standard input becomes the file NAME of the install directory, as a whole or not at all.
 put() {
+    # One that is there may be a link to another, or a pipe.
     mkdir -p "$dir/next" &&
+        rm -f "$dir/next/$1" &&
         cat >"$dir/next/$1" &&
         sync_path "$dir/next/$1" &&
         mv -f "$dir/next/$1" "$dir/" &&
@@ -97,7 +99,8 @@ is_foreign() {
 give_up() {
     say "release ${1:-(none)} is given up: $2; going back to $good"
     given_up=$1
-    if [ -n "$1" ]; then
+    # What is not there, or never was, did not fail.
+    if [ -n "$1" ] && [ -d "$dir/releases/$1" ]; then
         {
             printf 'release=%s\nreason=%s\n' "$1" "$2"
             [ -z "${3:-}" ] || printf 'silent=yes\n'
@@ -311,6 +314,7 @@ run_child() {
     "$dir/releases/$release/bin/consensus-node" "$@" &
     child=$!
     # For the next one, where this one is gone by then.
+    rm -f "$dir/process" 2>/dev/null
     printf '%s %s\n' "$child" "$$" 2>/dev/null >"$dir/process"
     # A signal may have come before there was anyone to pass it on to.
     [ "$stopping" -eq 0 ] || kill -TERM "$child" 2>/dev/null

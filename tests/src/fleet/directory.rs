@@ -89,6 +89,7 @@ impl Directory {
                 update_id: found.update_id,
                 version: found.version.to_string(),
                 reason: found.reason,
+                was_silent: found.was_silent,
             }),
         }
     }
@@ -132,8 +133,8 @@ impl Directory {
     }
 
     /// Takes note that the network knows of a rollback.
-    pub(super) fn acknowledge(&mut self) -> EffectResult {
-        let mut plan = Plan::acknowledge(&self.survey());
+    pub(super) fn acknowledge(&mut self, is_excused: bool) -> EffectResult {
+        let mut plan = Plan::acknowledge(&self.survey(), is_excused);
         self.carry_out(&mut plan, usize::MAX);
         EffectResult::Installed(Ok(()))
     }
@@ -286,7 +287,7 @@ mod tests {
         assert!(back.given_up.is_some());
         let told = directory.standing(&back.release).rolled_back.unwrap();
         assert_eq!((told.update_id.as_deref(), told.version.as_str()), (Some("u-1.1.0"), "1.1.0"));
-        directory.acknowledge();
+        directory.acknowledge(false);
         assert_eq!(directory.standing(&back.release).rolled_back, None);
         assert!(
             directory
