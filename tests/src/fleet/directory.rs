@@ -183,11 +183,12 @@ impl Directory {
     }
 
     /// The wrapper gives a release up and goes back to the good one.
-    pub(super) fn give_up(&mut self, id: &str, reason: &str) {
+    pub(super) fn give_up(&mut self, id: &str, reason: &str, was_silent: bool) {
         let Some(good) = self.link("last-good") else { return };
         let record = self.file(&format!("{RELEASES}/{id}/{RECORD}")).unwrap_or_default();
         let record = String::from_utf8_lossy(record).into_owned();
-        self.put("rolled-back", format!("release={id}\nreason={reason}\n{record}"));
+        let silent = if was_silent { "silent=yes\n" } else { "" };
+        self.put("rolled-back", format!("release={id}\nreason={reason}\n{silent}{record}"));
         self.point_current(&good);
     }
 
@@ -207,7 +208,7 @@ impl Directory {
             (None, None) => None,
             (None, Some(good)) => {
                 let current = self.link("current").unwrap_or_default();
-                self.give_up(&current, "its program is missing or not executable");
+                self.give_up(&current, "its program is missing or not executable", false);
                 chosen(good, false, Some(current))
             }
             (Some(current), None) => chosen(current, false, None),
@@ -221,7 +222,8 @@ impl Directory {
                     self.point_current(&good);
                     chosen(good, false, None)
                 } else if count >= STARTS {
-                    self.give_up(&current, &format!("it was started {count} times and did not reconnect"));
+                    let reason = format!("it was started {count} times and did not reconnect");
+                    self.give_up(&current, &reason, false);
                     chosen(good, false, Some(current))
                 } else {
                     self.put("starts", format!("{current} {}\n", count + 1));

@@ -138,7 +138,7 @@ impl World<'_> {
         let Chosen { release, on_probation, .. } = &process.release;
         let is_good = self.directory.is_good(release);
         if process.is_late && !is_good {
-            self.directory.give_up(release, "it did not reconnect within 120 s");
+            self.directory.give_up(release, "it did not reconnect within 120 s", true);
             self.given_up(&release.clone());
         }
         if self.has_planted(Planted::LostPrograms) && is_updating {
