@@ -191,7 +191,7 @@ impl History {
                 let version = parse_release_id(&id).map(|(version, _, _)| version);
                 self.floor = self.floor.take().max(version);
             }
-            Action::Acknowledge => self.run(Plan::acknowledge(&found))?,
+            Action::Acknowledge => self.run(Plan::acknowledge(&found, false))?,
             Action::GiveUp => {
                 let (Some(id), Some(good)) = (self.running.clone(), found.last_good.clone()) else {
                     return Some(());

@@ -142,7 +142,8 @@ fn effect(effect: &Effect) -> String {
         Effect::Inspect { .. } => "look into a release".to_string(),
         Effect::Install(_) => "install a release".to_string(),
         Effect::ConfirmRelease => "confirm the release".to_string(),
-        Effect::AcknowledgeRollback => "acknowledge the rollback".to_string(),
+        Effect::AcknowledgeRollback { is_excused: false } => "acknowledge the rollback".to_string(),
+        Effect::AcknowledgeRollback { is_excused: true } => "acknowledge the rollback, excused".to_string(),
     }
 }
 
