@@ -32,9 +32,11 @@ enum Action {
     Wait {
         millis: u16,
     },
-    /// This machine's clock is set; it is so many seconds ahead of the issuer's then.
+    /// This machine's clock is set; it is so much ahead of the issuer's then.
     Set {
-        ahead: i16,
+        ahead: i8,
+        /// Minutes, and not seconds.
+        far: bool,
     },
     /// The process stops in good order and another begins.
     Restart,
@@ -117,7 +119,7 @@ impl World {
                 self.true_time.monotonic += passed;
                 self.true_time.unix += passed;
             }
-            Action::Set { ahead } => self.ahead = ahead.into(),
+            Action::Set { ahead, far } => self.ahead = i64::from(ahead) * if far { 60 } else { 1 },
             Action::Restart => {
                 self.spent = Spent::new(now, Before::from_file(&self.spent.file(now)));
                 self.began = seconds;

@@ -82,6 +82,34 @@ enum Action {
     Wait {
         seconds: u32,
     },
+    /// All goes well until there.
+    GoTo(Place),
+}
+
+#[derive(Clone, Copy, Debug, Arbitrary)]
+enum Place {
+    Email,
+    Code,
+    Verify,
+    Confirm,
+    Register,
+    Service,
+    End,
+}
+
+impl Place {
+    fn is(self, step: &Step) -> bool {
+        let asks = |id| matches!(step, Step::Ask(question) if question.id == id);
+        match self {
+            Self::Email => asks(QuestionId::Email),
+            Self::Code => asks(QuestionId::Code),
+            Self::Verify => matches!(step, Step::Do(Effect::Fetch { purpose: Purpose::EmailVerify, .. })),
+            Self::Confirm => asks(QuestionId::Confirm),
+            Self::Register => matches!(step, Step::Do(Effect::Register(_))),
+            Self::Service => matches!(step, Step::Do(Effect::InstallService { .. })),
+            Self::End => false,
+        }
+    }
 }
 
 /// What was answered and is still valid is not asked again, in this process or the next. Nothing is asked before the
@@ -136,18 +164,12 @@ pub fn setup(data: &[u8]) {
                 process.disturb(&world, id, text);
                 continue;
             }
+            Action::GoTo(place) => process.go_to(&mut world, place),
             action => process.act(&mut world, &action),
         }
         process.look(&mut world);
     }
-    // Everybody does what they should: it ends.
-    for _ in 0..MANY {
-        if matches!(process.step, Step::Done(_)) {
-            break;
-        }
-        process.act(&mut world, &Action::Good(0));
-        process.look(&mut world);
-    }
+    process.go_to(&mut world, Place::End);
     let Step::Done(finish) = &process.step else { panic!("a setup that does not end: {:?}", process.step) };
     if finish.outcome == End::Done {
         assert!(world.registration.is_some(), "{finish:?}");
@@ -301,6 +323,17 @@ impl Process {
             this.take_offered();
         }
         this
+    }
+
+    /// Everybody does what they should, until there or to the end.
+    fn go_to(&mut self, world: &mut World, place: Place) {
+        for _ in 0..MANY {
+            if matches!(self.step, Step::Done(_)) || place.is(&self.step) {
+                return;
+            }
+            self.act(world, &Action::Good(0));
+            self.look(world);
+        }
     }
 
     /// It is killed, whatever it did.
