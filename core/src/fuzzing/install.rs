@@ -271,6 +271,9 @@ impl History {
             assert!(is_whole(&tree, current), "current cannot be started");
             assert_eq!(text(&tree, "run-node.sh"), Some("wrapper"), "the wrapper is torn or missing");
         }
+        if let Some(running) = &self.running {
+            assert!(found.releases.contains(running), "{running} runs, and is removed");
+        }
         if tree.contains_key("last-good") {
             let good = found.last_good.as_ref().expect("last-good leads somewhere");
             assert!(
