@@ -27,12 +27,12 @@ figure() { # figure JSON NAME: the largest of that name
 
 over=false
 row() { # row PROGRAM WHAT MEASURED BUDGET UNIT
-    local word=
+    local measured=${3:-0} word=
     # Nothing measured is not little.
-    if ! [ "$3" -gt 0 ] || [ "$3" -gt "$4" ]; then
+    if [ "$measured" -eq 0 ] || [ "$measured" -gt "$4" ]; then
         word=OVER over=true
     fi
-    printf '%-18s %-8s %9s %9s %-5s %3s %% %s\n' "$1" "$2" "$3" "$4" "$5" "$(($3 * 100 / $4))" "$word"
+    printf '%-18s %-8s %9s %9s %-5s %3s %% %s\n' "$1" "$2" "$measured" "$4" "$5" "$((measured * 100 / $4))" "$word"
 }
 
 measure() { # measure TARGET SHELL SIZE IDLE LOADED: the budgets of a program
