@@ -45,8 +45,9 @@ measure() { # measure TARGET SHELL SIZE IDLE LOADED: the budgets of a program
             program=${CARGO_TARGET_DIR:-target}/release/$name node=$program
             ;;
         armv7 | aarch64)
-            scripts/cross.sh "$target" --shell "$shell"
-            program=$(echo "target/cross/$target"-*"/release/$name") node=$program.qemu
+            said=$(scripts/cross.sh "$target" --shell "$shell")
+            echo "$said"
+            program=${said%%:*} node=$program.qemu
             ;;
         *)
             echo "$what: not measured, for this machine is $host"

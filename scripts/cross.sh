@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the node for an ARM board on another machine: scripts/cross.sh armv7|aarch64 [--shell blocking|smol]
 #
-# The program, stripped, is then target/cross/TARGET/release/consensus-node-blocking (--shell smol, for aarch64 alone:
-# consensus-node). It is linked with the board's own glibc, for a static glibc cannot look names up by the board's
+# Where the stripped program is, it says at its end. The one for armv7 is of the profile `small` and in Thumb code. --shell
+# smol is for aarch64 alone. It is linked with the board's own glibc, for a static glibc cannot look names up by the board's
 # settings; the oldest that will do is said. Beside it is a script of the same name and .qemu, which runs it here.
 #
 # It installs nothing, and says what is missing. The compiler is the one of RUSTC or PATH where that has the target's
@@ -22,8 +22,10 @@ case "$#-${2-}" in
     *) usage ;;
 esac
 case $board in
-    armv7) target=armv7-unknown-linux-gnueabihf gnu=arm-linux-gnueabihf debian=armhf emulator=qemu-arm ;;
-    aarch64) target=aarch64-unknown-linux-gnu gnu=aarch64-linux-gnu debian=arm64 emulator=qemu-aarch64 ;;
+    armv7) target=armv7-unknown-linux-gnueabihf gnu=arm-linux-gnueabihf debian=armhf emulator=qemu-arm
+        profile=small flags='-C target-feature=+thumb-mode' ;;
+    aarch64) target=aarch64-unknown-linux-gnu gnu=aarch64-linux-gnu debian=arm64 emulator=qemu-aarch64
+        profile=release flags= ;;
     *) usage ;;
 esac
 case $board-$shell in
@@ -55,9 +57,10 @@ upper=${target^^}
 # Flags for this machine are not for that one.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 export RUSTC=$rustc CARGO_TARGET_DIR=$PWD/target/cross "CARGO_TARGET_${upper//-/_}_LINKER=$gnu-gcc"
-cargo build --release --locked --target "$target" -p "$package" --bin "$name"
+export "CARGO_TARGET_${upper//-/_}_RUSTFLAGS=$flags"
+cargo build --profile "$profile" --locked --target "$target" -p "$package" --bin "$name"
 
-program=target/cross/$target/release/$name
+program=target/cross/$target/$profile/$name
 cat >"$program.qemu" <<SCRIPT
 #!/bin/sh
 # With its memory at an address of its own, so that it can be told from the emulator's.
