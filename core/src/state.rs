@@ -408,6 +408,14 @@ pub enum MachineConflict {
     },
 }
 
+impl MachineConflict {
+    /// Whether it is one node in two places: its state directory was moved, or copied.
+    #[must_use]
+    pub fn is_of_the_same_node(&self) -> bool {
+        matches!(self, Self::StateDir { node: Some(node), other: Some(other), .. } if node == other)
+    }
+}
+
 impl fmt::Display for MachineConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -418,7 +426,8 @@ impl fmt::Display for MachineConflict {
                 }
                 write!(f, "has its state in {registered}, not in {requested}")?;
                 if let Some(other) = other {
-                    write!(f, ", where node {other} has its")?;
+                    let same = if node.as_ref() == Some(other) { "the same node" } else { "node" };
+                    write!(f, ", where {same} {other} has its")?;
                 }
                 f.write_str("; one machine holds one node")
             }

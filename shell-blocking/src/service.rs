@@ -176,7 +176,9 @@ fn run(command: &Command) -> Result<String, String> {
         return Ok(answer);
     }
     let last = said.lines().chain(answer.lines()).map(str::trim).rfind(|line| !line.is_empty());
-    Err(format!("`{command}`: {status}: {}", printable(last.unwrap_or("it does not say why"))))
+    // Why comes first, and the variables are left out: a text that is shown is cut at its end.
+    let command = Command { env: Vec::new(), ..command.clone() };
+    Err(format!("{} ({status} of `{command}`)", printable(last.unwrap_or("it does not say why"))))
 }
 
 /// All of it, so that nobody is stopped by a full pipe; what is over [`MAX_ANSWER`] is dropped.
@@ -185,4 +187,18 @@ fn read(mut from: impl Read) -> String {
     let _ = from.by_ref().take(MAX_ANSWER as u64).read_to_end(&mut data);
     let _ = io::copy(&mut from, &mut io::sink());
     String::from_utf8_lossy(&data).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_fails_says_why_first_and_is_named_without_its_variables() {
+        let mut command = Command::of("sh", &["-c", "echo first >&2; echo there is none >&2; exit 3"]);
+        command.env.push(("A".to_string(), "b".repeat(500)));
+        let why = run(&command).unwrap_err();
+        assert!(why.starts_with("there is none (exit status: 3 of `sh -c"), "{why}");
+        assert!(!why.contains("bbb"), "{why}");
+    }
 }

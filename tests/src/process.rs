@@ -266,6 +266,17 @@ impl NodeProcess {
         if status.success() { Ok(()) } else { Err(io::Error::other("kill failed")) }
     }
 
+    /// Asks it to stop by several signals in one breath, as it happens where a whole group of processes is told.
+    ///
+    /// # Errors
+    /// The first signal cannot be sent.
+    pub fn terminate_and_interrupt(&self) -> io::Result<()> {
+        let pid = self.pid();
+        let script = format!("kill -TERM {pid} && {{ kill -INT {pid}; kill -TERM {pid}; true; }}");
+        let status = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other("kill failed")) }
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use super::{Check, Findings, Line, mib, plural};
+use crate::state::MachineConflict;
 
 /// What the network asks of a machine's memory (protocol.md section 5).
 const MIN_MEMORY: u64 = 512 * 1024 * 1024;
@@ -39,10 +40,13 @@ pub(super) fn settings(found: &Findings) -> Line {
     let program = &found.program;
     if !errors.is_empty() {
         let mut fix = format!(
-            "correct it where it is said; `{program} config show` says where each setting comes from"
+            "correct it where it is said; what is missing is an option, a variable, or a line of config.toml in the \
+             state directory; `{program} config show` says where each setting comes from"
         );
         if server.is_none() && matches!(&found.supervision, Supervision::By(kept) if !kept.is_empty()) {
-            fix.push_str("; a service has its own in node.env of the install directory: load that first");
+            fix.push_str(
+                "; a service has its own in a file: load that first, `set -a; . PATH/node.env; set +a`",
+            );
         }
         return Line::failed(Check::Settings, &errors.join("; "), &fix);
     }
@@ -80,8 +84,8 @@ pub struct Files {
     pub seen: Vec<SeenFile>,
     /// Those that cannot be read or understood, each in one sentence that says what to do.
     pub damaged: Vec<String>,
-    /// Why the machine registry does not let this node be, if it does not.
-    pub conflict: Option<String>,
+    /// Why the machine registry does not let this node be, if it does not, and the file that says so.
+    pub conflict: Option<(String, MachineConflict)>,
 }
 
 pub(super) fn files(found: &Findings) -> Line {
@@ -116,10 +120,20 @@ pub(super) fn files(found: &Findings) -> Line {
         let (text, fix) = readable(&open);
         return Line::failed(check, &text, &fix);
     }
-    if let Some(conflict) = &files.conflict {
-        let fix =
-            "run the node that is registered here, by its --state-dir; or set CONSENSUS_MACHINE_REGISTRY_DIR";
-        return Line::failed(check, conflict, fix);
+    if let Some((record, conflict)) = &files.conflict {
+        let text = format!("{record}: {conflict}");
+        // `run` does not ask the machine registry, so a node that was moved serves.
+        if conflict.is_of_the_same_node() {
+            let fix = format!(
+                "if the state directory was moved, write its path into `state_dir` of {record}; if it was copied, \
+                 remove one of the two: they cannot both run"
+            );
+            return Line::warning(check, &text, &fix);
+        }
+        let fix = format!(
+            "run the node that is registered here, by its --state-dir; or remove {record}, if that node is gone for good"
+        );
+        return Line::failed(check, &text, &fix);
     }
     if !tolerated.is_empty() {
         let (text, fix) = readable(&tolerated);

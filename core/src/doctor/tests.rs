@@ -174,6 +174,32 @@ fn what_comes_after_a_step_that_failed_is_skipped_because_of_it() {
 }
 
 #[test]
+fn a_node_that_was_moved_is_warned_of_and_another_one_fails() {
+    let conflict = |node: &str| {
+        let conflict = crate::state::MachineConflict::StateDir {
+            node: Some(node.to_string()),
+            registered: "/old".to_string(),
+            other: Some("b1c604f617c0".to_string()),
+            requested: "/s".to_string(),
+        };
+        move |found: &mut Findings| {
+            let files = found.files.as_mut().unwrap();
+            files.conflict = Some(("/m/machine.json".to_string(), conflict));
+        }
+    };
+    one(Check::Files, Verdict::Warning, "`state_dir` of /m/machine.json", conflict("b1c604f617c0"));
+    one(Check::Files, Verdict::Warning, "where the same node", conflict("b1c604f617c0"));
+    one(Check::Files, Verdict::Failed, "remove /m/machine.json", conflict("ffffffffffff"));
+}
+
+#[test]
+fn what_is_missing_of_the_settings_is_said_where_to_give() {
+    one(Check::Settings, Verdict::Failed, "a line of config.toml", |found| {
+        found.settings.errors.push("missing: --server".to_string());
+    });
+}
+
+#[test]
 fn a_clock_is_judged_by_how_far_it_is_off_in_either_direction() {
     let off = |by: i64| {
         move |found: &mut Findings| {

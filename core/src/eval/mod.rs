@@ -318,7 +318,7 @@ impl Eval {
         let admissible = verdict.is_admissible();
         let nothing_measured = self.figures == Figures::default();
         let message = if nothing_measured {
-            format!("not admitted: {what}; nothing had been measured yet")
+            format!("not evaluated: {what}; nothing had been measured yet")
         } else if admissible {
             format!(
                 "not admitted: {what}; by the thresholds this program knows, the machine passes what was measured"

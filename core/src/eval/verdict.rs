@@ -77,7 +77,7 @@ impl Figures {
     #[must_use]
     pub fn judge(&self) -> [Judged; 6] {
         let at_least = |figure: Option<f64>, least: f64| figure.map(|figure| figure >= least);
-        let ratio = |figure: Option<f64>| figure.map(|figure| format!("{figure:.3}"));
+        let ratio = |figure: Option<f64>, least: f64| figure.map(|figure| shown(figure, 3, least));
         [
             Judged {
                 name: "memory",
@@ -88,28 +88,32 @@ impl Figures {
             },
             Judged {
                 name: "event loop",
-                measured: self.event_loop_p99_ns.map(|p99| format!("p99 {:.3} ms", p99 / 1e6)),
+                measured: self
+                    .event_loop_p99_ns
+                    .map(|p99| format!("p99 {} ms", shown(p99 / 1e6, 3, MAX_EVENT_LOOP_P99_NS / 1e6))),
                 needed: format!("at most {:.0} ms", MAX_EVENT_LOOP_P99_NS / 1e6),
                 met: self.event_loop_p99_ns.map(|p99| p99 <= MAX_EVENT_LOOP_P99_NS),
                 cause: "a machine that is busy with something else",
             },
             Judged {
                 name: "throttle ratio",
-                measured: ratio(self.throttle_ratio),
+                measured: ratio(self.throttle_ratio, MIN_THROTTLE_RATIO),
                 needed: format!("at least {MIN_THROTTLE_RATIO}"),
                 met: at_least(self.throttle_ratio, MIN_THROTTLE_RATIO),
                 cause: "burst credits that are used up, or heat",
             },
             Judged {
                 name: "processor share",
-                measured: ratio(self.cpu_time_ratio),
+                measured: ratio(self.cpu_time_ratio, MIN_CPU_TIME_RATIO),
                 needed: format!("at least {MIN_CPU_TIME_RATIO}"),
                 met: at_least(self.cpu_time_ratio, MIN_CPU_TIME_RATIO),
                 cause: "a core that is shared with other programs or other machines",
             },
             Judged {
                 name: "slowest window",
-                measured: self.slowest_window_rps.map(|rps| format!("{rps:.1} requests/s")),
+                measured: self
+                    .slowest_window_rps
+                    .map(|rps| format!("{} requests/s", shown(rps, 1, MIN_WINDOW_RPS))),
                 needed: format!("at least {MIN_WINDOW_RPS} requests/s"),
                 met: at_least(self.slowest_window_rps, MIN_WINDOW_RPS),
                 cause: "a processor that is too slow, or was taken away for a while",
@@ -137,6 +141,13 @@ impl Figures {
         }
         verdict
     }
+}
+
+/// A figure with so many digits; with all of them where it would look like the threshold, which it is not.
+fn shown(figure: f64, digits: usize, threshold: f64) -> String {
+    let short = format!("{figure:.digits$}");
+    let is_alike = short.parse().is_ok_and(|seen: f64| seen.total_cmp(&threshold).is_eq());
+    if is_alike && figure.total_cmp(&threshold).is_ne() { format!("{figure}") } else { short }
 }
 
 /// One threshold.
@@ -195,6 +206,27 @@ mod tests {
             assert_eq!(verdict.missed.len(), 1, "{word}");
             assert!(verdict.missed.iter().all(|m| m.contains(word)), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn a_figure_that_misses_narrowly_is_not_shown_as_the_threshold() {
+        for (figures, words) in [
+            (
+                Figures { event_loop_p99_ns: Some(50_000_001.0), ..good() },
+                "p99 50.000001 ms, needed is at most 50 ms",
+            ),
+            (Figures { throttle_ratio: Some(0.8496), ..good() }, "0.8496, needed is at least 0.85"),
+            (Figures { cpu_time_ratio: Some(0.8996), ..good() }, "0.8996, needed is at least 0.9"),
+            (
+                Figures { slowest_window_rps: Some(49.96), ..good() },
+                "49.96 requests/s, needed is at least 50",
+            ),
+        ] {
+            let verdict = figures.verdict();
+            assert!(verdict.missed.iter().any(|m| m.contains(words)), "{verdict:?} has not {words:?}");
+        }
+        let [_, _, throttle, ..] = good().judge();
+        assert_eq!(throttle.measured.as_deref(), Some("0.850"));
     }
 
     #[test]

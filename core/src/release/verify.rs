@@ -93,6 +93,8 @@ pub struct Verifying {
     node_id: String,
     payload: Integrity,
     state: State,
+    /// The differences that were told of, each once.
+    told: Vec<Difference>,
     outputs: VecDeque<Output>,
 }
 
@@ -105,6 +107,7 @@ impl Verifying {
             node_id: node_id.to_string(),
             payload,
             state: State::Over,
+            told: Vec::new(),
             outputs: VecDeque::new(),
         };
         if is_node_id(node_id) {
@@ -164,11 +167,11 @@ impl Verifying {
                 let mut reasons: Vec<String> = Vec::new();
                 reasons.extend(verdict.error.iter().chain(&verdict.message).map(|text| printable(text)));
                 if !found.is_empty() {
-                    self.notice(Level::Warn, "the network requires another release:".to_string());
                     self.tell(&found);
                     let names: Vec<String> =
                         found.iter().take(MAX_TOLD).map(|difference| printable(&difference.member)).collect();
-                    reasons.push(format!("another release is required ({})", names.join(", ")));
+                    let names = names.join(", ");
+                    reasons.push(format!("another release is required ({names}); `update` says which"));
                 }
                 let why =
                     if reasons.is_empty() { "it gives no reason".to_string() } else { reasons.join(": ") };
@@ -183,7 +186,10 @@ impl Verifying {
 
     fn tell(&mut self, found: &[Difference]) {
         for difference in found.iter().take(MAX_TOLD) {
-            self.notice(Level::Warn, difference.to_string());
+            if !self.told.contains(difference) {
+                self.told.push(difference.clone());
+                self.notice(Level::Warn, difference.to_string());
+            }
         }
     }
 
@@ -310,9 +316,9 @@ mod tests {
         });
         for latest in [required.clone(), json!({"manifest": required, "required": true})] {
             let (notices, _, finish) = run(response(200, &latest), response(200, &verdict));
+            // Each once, though both answers have them.
             let told = ["version: required 2.0.0, observed 1.0.0", "commit: required def, observed abc"];
-            assert_eq!(notices[..2], told);
-            assert_eq!(notices[3..], told);
+            assert_eq!(notices, told);
             assert_eq!(finish.outcome, Outcome::Refused);
             assert!(finish.message.contains("version, commit"), "{}", finish.message);
         }

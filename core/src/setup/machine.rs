@@ -297,7 +297,10 @@ impl Setup {
 
     /// Takes the end of the effect that is to be done; another one changes nothing.
     pub fn result(&mut self, outcome: Outcome, now: Now) {
-        let Some(Step::Do(effect)) = self.pending.take() else { return };
+        let effect = match self.pending.take() {
+            Some(Step::Do(effect)) => effect,
+            other => return self.pending = other,
+        };
         match (effect, outcome) {
             (Effect::SetProgressAside, Outcome::Written(written)) => self.on_set_aside(written),
             (Effect::WriteProgress(_), Outcome::Written(written)) => self.on_written(written),
@@ -700,7 +703,8 @@ impl Setup {
             let none = (family == Family::V6).then_some(NONE);
             if none.is_none() && self.session.problem.is_none() {
                 let why = search.problem.clone().unwrap_or_else(|| "no service was asked".to_string());
-                self.session.problem = Some(format!("it could not be found ({why})"));
+                self.session.problem =
+                    Some(format!("no {} address of this machine was found ({why})", family.name()));
             }
             return Some(self.ask(id, none));
         }

@@ -106,7 +106,7 @@ impl Down {
                     );
                     return Self::new(Outcome::Refused, reason, Some(&advice));
                 }
-                let advice = "if the node is to serve: check that this state directory's node is registered with this very server";
+                let advice = "check that this state directory's node is registered with this very server, and with the key in its keys/node.key";
                 Self::new(Outcome::Refused, reason, Some(advice))
             }
             HandshakeError::Unsigned | HandshakeError::BadSignature => {

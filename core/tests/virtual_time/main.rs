@@ -98,7 +98,9 @@ fn a_good_node_that_is_not_admitted_says_that_its_own_results_are_good() {
 fn an_evaluation_that_loses_its_server_ends_as_unreachable() {
     let mut world = World::new(config(Some(Mode::Eval)), 1);
     world.weather = Weather::Refusing;
-    assert_eq!(world.run_to_end().outcome, Outcome::Unreachable);
+    let finish = world.run_to_end();
+    assert_eq!(finish.outcome, Outcome::Unreachable);
+    assert!(finish.message.starts_with("not evaluated: "), "nobody refused it: {}", finish.message);
 
     let mut world = World::new(config(Some(Mode::Eval)), 1);
     world.run_for(Duration::from_millis(150));

@@ -288,7 +288,7 @@ subcommand! {
         \u{a0} --download-url https://releases.example/consensus-node-1.2.3-linux-x64.tgz",
     [] {
         (version "VERSION" "the release's version (CONSENSUS_NODE_VERSION; default: this program's)")
-        (commit "COMMIT" "the commit it was built from (CONSENSUS_NODE_COMMIT; default: this program's)")
+        (commit "COMMIT" "the commit it was built from (CONSENSUS_NODE_COMMIT; default: this program's, where it was built with one)")
         (platform "PLATFORM" "SYSTEM-PROCESSOR, such as linux-arm64 (CONSENSUS_NODE_PLATFORM; default: this machine's)")
         (download_url "URL" "where the tarball will be (CONSENSUS_NODE_DOWNLOAD_URL)")
         (required "BOOL" "whether nodes must run it: true or false (default true)")
@@ -613,10 +613,7 @@ pub(super) fn info() -> CommandInfoWithArgs {
     error_code(1, "doctor: a check failed"),
     error_code(2, "wrong usage: an option, a variable or the settings file"),
     error_code(3, "not registered, or not evaluated; no service"),
-    error_code(
-        4,
-        "refused by the network, by the one-node-a-machine rule, a release that is not taken, or a service that is there"
-    ),
+    error_code(4, "refused, by the network or by what is on this machine; the line says why"),
     error_code(5, "the network wants a payment first"),
     error_code(6, "the network requires another release"),
     error_code(69, "the network cannot be reached"),
@@ -773,7 +770,7 @@ fn usage_line(program: &str, words: &[&str], output: &str) -> String {
         }
         _ => output.split_whitespace().collect::<Vec<_>>().join(" "),
     };
-    format!("{text}; see {help}")
+    format!("{}; see {help}", text.trim_end_matches('.'))
 }
 
 #[cfg(test)]
@@ -821,6 +818,11 @@ mod tests {
             assert!(usage_of(words).contains("--release-key"), "{}", usage_of(words));
         }
         assert!(usage_of(&["eval", "--release-key", "a"]).contains("--release-key"));
+        assert!(
+            usage_of(&["eval", "--server"]).contains("'--server'; see"),
+            "{}",
+            usage_of(&["eval", "--server"])
+        );
     }
 
     #[test]
@@ -912,6 +914,7 @@ mod tests {
         {
             assert!(text.contains(part), "{text}");
         }
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         assert_eq!(help_of(&[]), text);
     }
 

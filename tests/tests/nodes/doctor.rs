@@ -254,7 +254,9 @@ fn a_machine_with_another_node_fails_files() {
     let record = json!({ "machine_id": "0b0e7a52-3a6c-4a6e-9f0e-6f6d8e2b7a11", "state_dir": "/elsewhere",
         "node_id": "ffffffffffff", "created_at": 1, "updated_at": 1 });
     fs::write(registry.join("machine.json"), record.to_string()).unwrap();
-    doctor(&lab, &[], &[]).failed("files", "/elsewhere", "CONSENSUS_MACHINE_REGISTRY_DIR").skipped(&[], "");
+    doctor(&lab, &[], &[])
+        .failed("files", "/elsewhere", "machine.json, if that node is gone for good")
+        .skipped(&[], "");
 }
 
 #[test]

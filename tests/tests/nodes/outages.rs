@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use consensus_testbed::binaries::Shell;
 
-use crate::lab::{CONTROL, Lab, disconnected, line, stop, with_both_shells};
+use crate::lab::{CONTROL, LONG, Lab, disconnected, line, stop, with_both_shells};
 
 with_both_shells! {
     a_restarted_server_gets_its_node_back_with_a_heartbeat_at_once
     a_node_that_starts_before_its_server_waits_for_it_by_the_schedule
     a_stopped_node_takes_its_leave_also_while_it_waits
+    a_stop_that_comes_as_several_signals_at_once_is_one_stop
 }
 
 fn a_restarted_server_gets_its_node_back_with_a_heartbeat_at_once(shell: Shell) {
@@ -65,4 +66,14 @@ fn a_stopped_node_takes_its_leave_also_while_it_waits(shell: Shell) {
     disconnected(&node, 0, "");
     line(&node, 0, "a planned attempt", |line| line.value["retry_in_ms"].is_u64());
     stop(node);
+}
+
+fn a_stop_that_comes_as_several_signals_at_once_is_one_stop(shell: Shell) {
+    let lab = Lab::new(shell);
+    let node = lab.start(&CONTROL);
+    lab.ready(&node, 1);
+    node.terminate_and_interrupt().unwrap();
+    let exit = node.wait(LONG).unwrap();
+    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
+    assert!(exit.stderr().contains("stopped by the operator"), "{}", exit.stderr());
 }

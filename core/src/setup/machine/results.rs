@@ -77,7 +77,9 @@ impl Setup {
             }
             Err(why) => {
                 search.service += 1;
-                search.problem = Some(format!("{service}: {why}"));
+                // Some reasons begin with the host.
+                let is_named = why.strip_prefix(service).is_some_and(|rest| rest.starts_with(':'));
+                search.problem = Some(if is_named { why } else { format!("{service}: {why}") });
             }
         }
     }

@@ -12,7 +12,7 @@ use consensus_core::crypto::pem;
 use consensus_core::doctor::{Files, Identity, Kept, Registered, SeenFile, Space, Supervision};
 use consensus_core::io::StateFile;
 use consensus_core::service::{self as plan, Scope, Service, Supervisor};
-use consensus_core::state::{self, MAX_STATE_FILE};
+use consensus_core::state::{self, MAX_STATE_FILE, MachineConflict};
 use rustix::fs::{Access, access, statvfs};
 use zeroize::Zeroizing;
 
@@ -65,14 +65,15 @@ pub(super) fn files(dir: &StateDir, known: &Known) -> Files {
 }
 
 /// Why the machine registry does not let this node be, if it does not.
-pub(super) fn conflict(known: &Known, registered: &Registered) -> Option<String> {
-    let record = MachineRegistry::at(known.registry.as_deref()?).load().ok()??;
+pub(super) fn conflict(known: &Known, registered: &Registered) -> Option<(String, MachineConflict)> {
+    let registry = MachineRegistry::at(known.registry.as_deref()?);
+    let record = registry.load().ok()??;
     let node = match registered {
         Registered::As(node) => Some(node.as_str()),
         Registered::Unknown | Registered::No => None,
     };
     let dir = known.dir.as_deref()?;
-    state::check_machine(&record, &shown(dir), node).err().map(|conflict| conflict.to_string())
+    state::check_machine(&record, &shown(dir), node).err().map(|conflict| (shown(&registry.path()), conflict))
 }
 
 /// The key as it is. Unlike a node this narrows no mode and writes no public half.
