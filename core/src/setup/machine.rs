@@ -239,10 +239,10 @@ impl Setup {
         missing
     }
 
-    /// Whether there is nothing to ask or to do, but only an end to tell.
+    /// How it ended, where it has: a machine that holds another node is refused before anything is asked or done.
     #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.finish.is_some()
+    pub fn ended(&self) -> Option<&Finish> {
+        self.finish.as_ref()
     }
 
     /// Where it is, by the name of what was begun last: `resume`, `server`, `keep_node`, `agreement`, `release`,

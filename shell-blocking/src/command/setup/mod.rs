@@ -58,6 +58,9 @@ pub(super) fn run<R: Runtime>(
     let progress = progress(&state_dir)?;
     let machine = Machine::new(progress.as_deref(), settings, system::now());
     let mut machine = machine.map_err(|invalid| Failure::Usage(sources.wrong_answer(&invalid)))?;
+    if let Some(finish) = machine.ended() {
+        return Ok(setup.finish(finish));
+    }
     let asks = told.browser || surroundings.can_ask;
     if !asks {
         nobody_there::<R>(&machine, &told)?;
@@ -66,11 +69,7 @@ pub(super) fn run<R: Runtime>(
     let state_dir = setup.open_state_dir()?;
     let _lock = state_dir.lock()?;
     let interrupts = Interrupts::watch().map_err(Failure::internal)?;
-    let page = if told.browser && !machine.has_ended() {
-        Some(page::<R>(sources, &told, surroundings)?)
-    } else {
-        None
-    };
+    let page = if told.browser { Some(page::<R>(sources, &told, surroundings)?) } else { None };
     let heard = page.as_ref().map(|page| setup.heard_by(page.listener()));
     let setup = heard.as_ref().unwrap_or(setup);
     let face = match &page {
