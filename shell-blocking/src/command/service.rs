@@ -112,7 +112,7 @@ fn order<R: Runtime>(
         Scope::User => (String::new(), service.uid),
         Scope::Machine => owner(&install_dir, &state.state_dir)?,
     };
-    let settings = sources.service_variables()?;
+    let settings = sources.service_variables(&state.state_dir)?;
     let arguments =
         if sources.allow_private_targets() { vec!["--allow-private-targets".into()] } else { vec![] };
     let order = Order {
