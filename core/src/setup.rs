@@ -31,7 +31,7 @@ mod texts;
 pub use self::address::{ADDRESS_SERVICES, Family, MAX_SERVICES};
 pub use self::answers::{Answers, MAX_ANSWER};
 pub use self::machine::Setup;
-pub use self::progress::MAX_PROGRESS;
+pub use self::progress::{MAX_PROGRESS, damage};
 
 /// What an operator agrees to: one page of plain words, in lines of at most 80 columns.
 pub const AGREEMENT: &str = include_str!("setup/agreement.txt");

@@ -63,7 +63,7 @@ pub fn run(options: &Supervise) -> bool {
             Supervisor::Systemd => site.in_the_machines_unit(),
             _ => Ok(()),
         });
-        let result = result.and_then(|()| site.from_nothing());
+        let result = result.and_then(|()| site.set_up_anew());
         site.stop();
         result.map_err(|why| format!("{why}\n{}", site.story()))
     });
@@ -332,7 +332,7 @@ impl Site {
     }
 
     /// `setup` alone, from an empty home: it leaves a node that the supervisor keeps and that is connected.
-    fn from_nothing(&self) -> Result<(), String> {
+    fn set_up_anew(&self) -> Result<(), String> {
         let begun = Instant::now();
         let done = |what: &str| println!("{:>5.1} s  {what}", begun.elapsed().as_secs_f64());
         let (supervisor, running) = match self.supervisor {

@@ -80,6 +80,8 @@ pub struct Files {
     pub seen: Vec<SeenFile>,
     /// Those that cannot be read or understood, each in one sentence that says what to do.
     pub damaged: Vec<String>,
+    /// Those that the node or `setup` makes good by itself: what is wrong, and how that comes.
+    pub mended: Vec<(String, String)>,
     /// Why the machine registry does not let this node be, if it does not.
     pub conflict: Option<String>,
 }
@@ -121,9 +123,14 @@ pub(super) fn files(found: &Findings) -> Line {
             "run the node that is registered here, by its --state-dir; or set CONSENSUS_MACHINE_REGISTRY_DIR";
         return Line::failed(check, conflict, fix);
     }
+    let (mut texts, mut fixes): (Vec<String>, Vec<String>) = files.mended.iter().cloned().unzip();
     if !tolerated.is_empty() {
         let (text, fix) = readable(&tolerated);
-        return Line::warning(check, &text, &fix);
+        texts.push(text);
+        fixes.push(fix);
+    }
+    if !texts.is_empty() {
+        return Line::warning(check, &texts.join("; "), &fixes.join("; "));
     }
     Line::ok(check, &format!("{dir}: {}", plural(files.seen.len(), "file")))
 }

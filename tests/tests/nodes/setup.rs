@@ -10,7 +10,7 @@ use std::process::Command;
 use consensus_core::state::MachineRecord;
 use consensus_core::tunnel::Mode;
 use consensus_testbed::binaries::Shell;
-use consensus_testbed::network::PAYOUT_OPTIONS;
+use consensus_testbed::network::{NODE_ID, PAYOUT_OPTIONS};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::Record;
 use consensus_testbed::process::{Exit, NodeProcess};
@@ -618,7 +618,20 @@ fn a_machine_that_holds_another_node_is_refused(shell: Shell) {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let exit = world.run(&arguments);
     assert_eq!(exit.code, Some(4), "{}", exit.stderr());
-    for name in ["n9", "/srv/other", consensus_testbed::network::NODE_ID, "machine.json"] {
+    for name in ["n9", "/srv/other", NODE_ID, "machine.json"] {
         assert!(exit.stderr().contains(name), "{name}: {}", exit.stderr());
     }
+    // A second state directory beside the one of this machine's node.
+    let first = world.lab.network.home.state_dir();
+    let second = world.lab.network.home.root().join("second");
+    record.register(first.to_str().unwrap(), NODE_ID, 1);
+    fs::write(machine.join("machine.json"), record.emit()).unwrap();
+    let mut arguments = arguments;
+    arguments.extend(["--state-dir", second.to_str().unwrap()]);
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(4), "{}", exit.stderr());
+    for name in [NODE_ID, first.to_str().unwrap(), second.to_str().unwrap(), "machine.json"] {
+        assert!(exit.stderr().contains(name), "{name}: {}", exit.stderr());
+    }
+    assert!(!second.exists(), "nothing is made for a node that cannot be");
 }
