@@ -248,6 +248,12 @@ impl Setup {
         missing
     }
 
+    /// How it ended, where it has: a machine that holds another node is refused before anything is asked or done.
+    #[must_use]
+    pub fn ended(&self) -> Option<&Finish> {
+        self.finish.as_ref()
+    }
+
     /// What to do next; the same until it is dealt with.
     #[must_use]
     pub fn next(&mut self, now: Now) -> Step {

@@ -536,6 +536,7 @@ fn a_machine_that_holds_another_node_is_refused_with_both_named() {
     world.progress = Some("{".into());
     let finish = world.finish();
     assert_eq!(finish.outcome, End::Refused);
+    assert_eq!(world.start().ended(), Some(&finish), "known before anything is made");
     for name in ["n9", "/srv/other", "n1", "/home/op/.consensus/node", "/m/machine.json"] {
         assert!(finish.message.contains(name), "{name}: {}", finish.message);
     }

@@ -58,6 +58,9 @@ pub(super) fn run<R: Runtime>(
     let progress = progress(&state_dir)?;
     let machine = Machine::new(progress.as_deref(), settings, system::now());
     let mut machine = machine.map_err(|invalid| Failure::Usage(sources.wrong_answer(&invalid)))?;
+    if let Some(finish) = machine.ended() {
+        return Ok(setup.finish(finish));
+    }
     let can_ask = surroundings.can_ask;
     if !can_ask {
         nobody_there::<R>(&machine, &told)?;

@@ -26,12 +26,8 @@ const CONNECTING: Duration = Duration::from_secs(60);
 /// How often it is asked.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Who can keep the node.
-pub(super) struct Keeper {
-    servicing: Servicing,
-    /// The service that is there, or is to be; or why there can be none.
-    service: Result<OfMachine, String>,
-}
+/// Who can keep the node: what `service` is told, and the service that is there or is to be; or why there can be none.
+pub(super) struct Keeper(Result<(Servicing, OfMachine), String>);
 
 impl Keeper {
     /// Looks for one.
@@ -39,22 +35,25 @@ impl Keeper {
     /// # Errors
     /// A wrong setting.
     pub(super) fn find(sources: &Sources<'_>) -> Result<Self, Failure> {
+        if (sources.env)("HOME").is_none_or(|home| home.is_empty()) {
+            return Ok(Self(Err("HOME is not set".to_string())));
+        }
         let servicing = sources.servicing()?;
         let install_dir = service::install_dir(sources, &servicing)?;
         let (tell, told) = mpsc::sync_channel(1);
         let asking = servicing.clone();
         let ask = move || drop(tell.try_send(service::of_setup(&asking, &install_dir)));
         let begun = thread::Builder::new().spawn(ask).map_err(|error| error.to_string());
-        let service = begun.and_then(|_| {
+        let found = begun.and_then(|_| {
             let late = |_| "the supervisor does not answer in time".to_string();
             told.recv_timeout(ASKING).map_err(late)?
         });
-        Ok(Self { servicing, service })
+        Ok(Self(found.map(|service| (servicing, service))))
     }
 
     /// As the subject of a sentence.
     pub(super) fn name(&self) -> Option<String> {
-        self.service.as_ref().ok().map(OfMachine::keeper)
+        self.0.as_ref().ok().map(|(_, service)| service.keeper())
     }
 
     /// Has the node run from now on, or says how it is started, where `keep` says no or nobody can keep it. `runs` says
@@ -66,15 +65,19 @@ impl Keeper {
         keep: bool,
         runs: bool,
     ) -> Result<Service, Failure> {
-        match &self.service {
-            Ok(service) if keep => {
-                let (text, warnings) = service::set_up::<R>(sources, &self.servicing, service.clone(), runs)?;
-                Ok(Service::Installed { text, warnings })
+        let why = match &self.0 {
+            Ok((servicing, service)) if keep => {
+                let (text, warnings) = service::set_up::<R>(sources, servicing, service.clone(), runs)?;
+                return Ok(Service::Installed { text, warnings });
             }
-            service => {
-                Ok(Service::ByHand { why: service.clone().err(), lines: by_hand::<R>(sources, setup)? })
+            _ if runs => {
+                let text = "a node runs on this state directory already: stop it to set it up anew";
+                return Err(Failure::new(End::Occupied, text.to_string()));
             }
-        }
+            Ok(_) => None,
+            Err(why) => Some(why.clone()),
+        };
+        Ok(Service::ByHand { why, lines: by_hand::<R>(sources, setup)? })
     }
 }
 
