@@ -12,6 +12,7 @@ mod work;
 
 use std::collections::BTreeMap;
 
+use consensus_core::doctor::Lock as Held;
 use consensus_core::event::Level;
 use consensus_core::io::{Finish, Outcome as End, StateFile};
 use consensus_core::setup::{
@@ -20,6 +21,7 @@ use consensus_core::setup::{
 use consensus_core::text::printable;
 
 use self::interrupts::Interrupts;
+use self::service::Keeper;
 use self::terminal::{Terminal, Typed};
 use self::work::Work;
 use super::{Failure, Setup, Surroundings};
@@ -50,17 +52,23 @@ pub(super) fn run<R: Runtime>(
         sources.tunnel()?;
     }
     let state_dir = setup.state_dir();
-    let settings = settings(sources, setup, &state_dir, &told)?;
+    let keeper = Keeper::find(sources)?;
+    let settings = settings(sources, setup, &state_dir, &keeper, &told)?;
+    let running = settings.running;
     let progress = progress(&state_dir)?;
     let machine = Machine::new(progress.as_deref(), settings, system::now());
     let mut machine = machine.map_err(|invalid| Failure::Usage(sources.wrong_answer(&invalid)))?;
+    if let Some(finish) = machine.ended() {
+        return Ok(setup.finish(finish));
+    }
     let can_ask = surroundings.can_ask;
     if !can_ask {
         nobody_there::<R>(&machine, &told)?;
     }
-    // One setup at a time, and none beside a node that runs. Its folder is made with it.
+    // One setup at a time, and none beside a node that runs, but to see whether that is connected. Its folder is made
+    // with it.
     let state_dir = setup.open_state_dir()?;
-    let _lock = state_dir.lock()?;
+    let lock = if running { None } else { state_dir.lock()? };
     let interrupts = Interrupts::watch().map_err(Failure::internal)?;
     let mut front = Front {
         told: &told,
@@ -69,10 +77,11 @@ pub(super) fn run<R: Runtime>(
         setup,
         surroundings,
     };
-    let mut work = Work { runtime, sources, setup, state_dir: &state_dir, interrupts: &interrupts };
+    let (keeper, state_dir, interrupts) = (&keeper, &state_dir, &interrupts);
+    let mut work = Work { runtime, sources, setup, state_dir, keeper, running, lock, interrupts };
     let finish = loop {
         if interrupts.came() {
-            break stopped(&state_dir);
+            break stopped(state_dir);
         }
         match machine.next(system::now()) {
             Step::Tell(tell) => front.tell(&tell),
@@ -82,7 +91,7 @@ pub(super) fn run<R: Runtime>(
                         front.refuse(&invalid.to_string())?;
                     }
                 }
-                None => break stopped(&state_dir),
+                None => break stopped(state_dir),
             },
             Step::Do(effect) => {
                 let outcome = work.carry_out(effect, front.surroundings)?;
@@ -116,11 +125,15 @@ fn settings(
     sources: &Sources<'_>,
     setup: &Setup,
     state_dir: &StateDir,
+    keeper: &Keeper,
     told: &SettingUp,
 ) -> Result<Settings, Failure> {
     let registry = MachineRegistry::at(&sources.machine_registry()?);
     let machine = registry.load()?.map(|record| (registry.path().display().to_string(), record));
+    let registration = state_dir.registration()?;
     Ok(Settings {
+        running: registration.is_some() && matches!(state_dir.held(), Held::Held(_)),
+        supervisor: keeper.name(),
         given: told.given.clone(),
         email_token: told.email_token.clone(),
         verification_id: told.verification_id.clone(),
@@ -132,7 +145,7 @@ fn settings(
         release: install::own_manifest().map(|manifest| manifest.version),
         state_dir: setup.common.state_dir.to_string_lossy().into_owned(),
         machine,
-        registration: state_dir.registration()?,
+        registration,
         join_auth: state_dir.join_auth()?,
     })
 }
