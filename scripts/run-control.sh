@@ -10,6 +10,7 @@
 #
 # POSIX sh.
 set -eu
+unset CDPATH
 
 # pass_on, on_interrupt: as in run-node.sh; a terminal and PM2 interrupt the whole family themselves.
 # shellcheck disable=SC2317,SC2329 # the traps call these two
@@ -58,7 +59,7 @@ main() {
 
     stopping=0
     child=
-    trap pass_on TERM HUP
+    trap pass_on TERM HUP QUIT
     trap on_interrupt INT
     while :; do
         begun=$(date +%s)

@@ -21,6 +21,8 @@
 # code 73, and a node that outlived its own is ended before another is started. Every file is written beside its place
 # and moved into it: whenever the power fails, there is one release that starts. POSIX sh; beyond that `readlink` alone.
 set -u
+# A folder that is entered is the one that is named.
+unset CDPATH
 
 # How a node ends whose state directory another process has, and this script where another one runs the directory.
 occupied=73
@@ -36,7 +38,9 @@ sync_path() {
 
 # put NAME: standard input becomes the file NAME of the install directory, as a whole or not at all.
 put() {
+    # One that is there may be a link to another, or a pipe.
     mkdir -p "$dir/next" &&
+        rm -f "$dir/next/$1" &&
         cat >"$dir/next/$1" &&
         sync_path "$dir/next/$1" &&
         mv -f "$dir/next/$1" "$dir/" &&
@@ -89,14 +93,17 @@ is_foreign() {
     [ -n "$theirs" ] && [ "$mine" != "$theirs" ]
 }
 
-# give_up ID REASON: the release is not tried again, and the last good one is current. Written down first: a power cut
-# between the two is made good at the next start.
+# give_up ID REASON [silent]: the release is not tried again, and the last good one is current. Written down first: a
+# power cut between the two is made good at the next start. `silent`: it ran all its time; where the last good one does
+# not come through at once either, that is not held against it.
 give_up() {
     say "release ${1:-(none)} is given up: $2; going back to $good"
     given_up=$1
-    if [ -n "$1" ]; then
+    # What is not there, or never was, did not fail.
+    if [ -n "$1" ] && [ -d "$dir/releases/$1" ]; then
         {
             printf 'release=%s\nreason=%s\n' "$1" "$2"
+            [ -z "${3:-}" ] || printf 'silent=yes\n'
             cat "$dir/releases/$1/install-record" 2>/dev/null
         } | put rolled-back || say "the rollback could not be written down in $dir"
     fi
@@ -112,7 +119,8 @@ go_back() {
 # is_whole_number TEXT
 is_whole_number() {
     case $1 in
-    '' | *[!0-9]* | ???????*) return 1 ;;
+    # With a zero before it, a number would be read in another base, or not at all.
+    '' | *[!0-9]* | ???????* | 0?*) return 1 ;;
     esac
 }
 
@@ -122,7 +130,7 @@ read_record() {
     if [ -z "$probation" ] && [ -r "$dir/releases/$1/install-record" ]; then
         probation=$(sed -n 's/^probation=//p' "$dir/releases/$1/install-record")
     fi
-    is_whole_number "$probation" || probation=120
+    { is_whole_number "$probation" && [ "$probation" -gt 0 ]; } || probation=120
 }
 
 # choose: sets `release` to what is to be started, and `on_probation`; fails where there is nothing.
@@ -145,7 +153,7 @@ choose() {
         return 0
     fi
     line=
-    if [ -r "$dir/rolled-back" ]; then
+    if [ -f "$dir/rolled-back" ]; then
         IFS= read -r line <"$dir/rolled-back"
     fi
     if [ "$line" = "release=$release" ] || [ "$given_up" = "$release" ]; then
@@ -155,7 +163,7 @@ choose() {
     fi
     counted=
     count=
-    if [ -r "$dir/starts" ]; then
+    if [ -f "$dir/starts" ]; then
         read -r counted count <"$dir/starts"
     fi
     { [ "$counted" = "$release" ] && is_whole_number "$count"; } || count=0
@@ -204,7 +212,7 @@ is_of_here() {
     if [ -r "/proc/$1/cmdline" ]; then
         line=$(tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null)
     else
-        line=$(ps -o args= -p "$1" 2>/dev/null)
+        line=$(ps -ww -o args= -p "$1" 2>/dev/null)
     fi
     case $line in
     *"$dir/releases/"*) ;;
@@ -226,7 +234,7 @@ parent_of() {
 take_over() {
     left=
     keeper=
-    if [ -r "$dir/process" ]; then
+    if [ -f "$dir/process" ]; then
         read -r left keeper <"$dir/process"
     fi
     case $left in
@@ -306,6 +314,7 @@ run_child() {
     "$dir/releases/$release/bin/consensus-node" "$@" &
     child=$!
     # For the next one, where this one is gone by then.
+    rm -f "$dir/process" 2>/dev/null
     printf '%s %s\n' "$child" "$$" 2>/dev/null >"$dir/process"
     # A signal may have come before there was anyone to pass it on to.
     [ "$stopping" -eq 0 ] || kill -TERM "$child" 2>/dev/null
@@ -350,7 +359,7 @@ main() {
     last_count=0
     last_exit=
     given_up=
-    trap pass_on TERM HUP
+    trap pass_on TERM HUP QUIT
     trap on_interrupt INT
     take_over || exit "$occupied"
     [ "$stopping" -eq 0 ] || exit 0
@@ -389,7 +398,7 @@ main() {
             # Unless it proved itself in the instant in which its time was over: then it is started again.
             [ "$late" -eq 1 ] || exit "$code"
         elif [ "$late" -eq 1 ]; then
-            give_up "$started" "it did not reconnect within $probation s"
+            give_up "$started" "it did not reconnect within $probation s" silent
         else
             last_exit=" (last exit code $code)"
             say "release $started ended with exit code $code before it had reconnected"

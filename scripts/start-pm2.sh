@@ -9,6 +9,7 @@
 #
 # POSIX sh.
 set -eu
+unset CDPATH
 
 say() {
     printf 'start-pm2: %s\n' "$*" >&2

@@ -366,7 +366,10 @@ pub enum Effect {
     /// Write down that the running release has passed its probation; answered by [`EffectResult::Installed`].
     ConfirmRelease,
     /// Write down that the network knows of the rollback; answered by [`EffectResult::Installed`].
-    AcknowledgeRollback,
+    AcknowledgeRollback {
+        /// The release may be tried again.
+        is_excused: bool,
+    },
 }
 
 /// The end of an effect.

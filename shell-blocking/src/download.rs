@@ -10,6 +10,7 @@ mod partial;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -210,6 +211,8 @@ pub fn download(
     if let Some(found) = partial::complete(&path, artifact, cancelled)? {
         return Ok(found);
     }
+    // Before, too: a server that has one release after another begun and never sent must not fill the disk.
+    prune(&folder, &path);
     let mut partial = Partial::open(&path, artifact)?;
     let until = Instant::now() + request.patience.whole;
     let (mut failures, mut may_begin_anew) = (0, true);
@@ -245,7 +248,11 @@ pub fn download(
                 partial.remove();
                 return Err(DownloadError::Refused(printable(&why)));
             }
-            Some(Trouble::File(error)) => return Err(error.into()),
+            Some(Trouble::File(error)) => {
+                // The disk may be full: it must not stay so for what is of no use yet.
+                partial.remove();
+                return Err(error.into());
+            }
             Some(Trouble::Again(why)) => why,
         };
         if cancelled.load(Ordering::Relaxed) {
@@ -285,9 +292,11 @@ fn pause(time: Duration, until: Instant, cancelled: &AtomicBool) -> Result<(), D
     }
 }
 
-/// Removes what earlier fetches left, but for the newest. That this fails is no reason to fail.
-fn prune(folder: &Path, newest: &Path) {
+/// Removes what earlier fetches left, but for the newest and what is of `own`, a tarball. That this fails is no reason to
+/// fail.
+fn prune(folder: &Path, own: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let own = own.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let mut others: Vec<_> = entries
         .flatten()
         .filter(|entry| {
@@ -296,7 +305,7 @@ fn prune(folder: &Path, newest: &Path) {
                 name.starts_with("consensus-node-")
                     && [".tgz", ".part", ".part.json"].iter().any(|end| name.ends_with(end))
             });
-            is_ours && entry.path() != newest
+            is_ours && !name.to_str().is_some_and(|name| name.starts_with(own))
         })
         .map(|entry| (entry.metadata().and_then(|metadata| metadata.modified()).ok(), entry.path()))
         .collect();

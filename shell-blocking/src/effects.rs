@@ -57,7 +57,9 @@ impl From<Effect> for Work {
             }
             Effect::Install(install) => Self::Blocking(BlockingWork::Update(updates::Work::Install(install))),
             Effect::ConfirmRelease => Self::Blocking(BlockingWork::Update(updates::Work::Confirm)),
-            Effect::AcknowledgeRollback => Self::Blocking(BlockingWork::Update(updates::Work::Acknowledge)),
+            Effect::AcknowledgeRollback { is_excused } => {
+                Self::Blocking(BlockingWork::Update(updates::Work::Acknowledge { is_excused }))
+            }
         }
     }
 }
@@ -102,7 +104,7 @@ impl Performers {
                 (&self.writing, EffectResult::Written(Err(no_thread())))
             }
             // A release must not lose its probation to a long download.
-            BlockingWork::Update(work @ (updates::Work::Confirm | updates::Work::Acknowledge)) => {
+            BlockingWork::Update(work @ (updates::Work::Confirm | updates::Work::Acknowledge { .. })) => {
                 (&self.writing, work.failed(no_thread()))
             }
             BlockingWork::Update(work) => (&self.updating, work.failed(no_thread())),

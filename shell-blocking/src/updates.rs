@@ -69,7 +69,10 @@ pub enum Work {
     /// Of `Effect::ConfirmRelease`.
     Confirm,
     /// Of `Effect::AcknowledgeRollback`.
-    Acknowledge,
+    Acknowledge {
+        /// The release may be tried again.
+        is_excused: bool,
+    },
 }
 
 impl Work {
@@ -78,7 +81,9 @@ impl Work {
         match self {
             Self::Download(_) => EffectResult::Downloaded(Err(reason)),
             Self::Inspect { .. } => EffectResult::Inspected(Err(reason)),
-            Self::Install(_) | Self::Confirm | Self::Acknowledge => EffectResult::Installed(Err(reason)),
+            Self::Install(_) | Self::Confirm | Self::Acknowledge { .. } => {
+                EffectResult::Installed(Err(reason))
+            }
         }
     }
 }
@@ -113,6 +118,7 @@ impl Updates {
             update_id: rolled_back.update_id,
             version: rolled_back.version.to_string(),
             reason: rolled_back.reason,
+            was_silent: rolled_back.was_silent,
         });
         Standing { on_probation, rolled_back, refused, floor }
     }
@@ -137,8 +143,9 @@ pub(crate) fn perform(work: Work, environment: &Environment, cancelled: &Arc<Ato
         }
         Work::Install(install) => done(install_release(install, updates)),
         Work::Confirm => done(install::confirm(&updates.install).map_err(|error| error.to_string())),
-        Work::Acknowledge => {
-            done(install::acknowledge_rollback(&updates.install).map_err(|error| error.to_string()))
+        Work::Acknowledge { is_excused } => {
+            let acknowledged = install::acknowledge_rollback(&updates.install, *is_excused);
+            done(acknowledged.map_err(|error| error.to_string()))
         }
     }
 }

@@ -453,3 +453,18 @@ fn modes_of_the_archive_do_not_survive() {
     let modes = ["release-manifest.json", "bin/consensus-node", "scripts", "scripts/x"].map(mode);
     assert_eq!(modes, [0o644, 0o755, 0o755, 0o644]);
 }
+
+#[test]
+fn an_installation_that_cannot_become_current_leaves_no_release_behind() {
+    let world = World::new("in-the-way");
+    // It cannot be replaced by a link.
+    fs::create_dir_all(world.dir().join("current")).unwrap();
+    for _ in 0..2 {
+        let error = world.install(&gzip(&tar(&release("1.0.0"))), "1.0.0", None).unwrap_err();
+        assert!(error.to_string().contains("current: cannot be put in place"), "{error}");
+        assert_eq!(fs::read_dir(world.dir().join("releases")).unwrap().count(), 0, "{:?}", world.listing());
+    }
+    fs::remove_dir(world.dir().join("current")).unwrap();
+    let installed = world.install(&gzip(&tar(&release("1.0.0"))), "1.0.0", None).unwrap();
+    assert!(world.dir().join("current/bin/consensus-node").exists() && installed.release.is_dir());
+}

@@ -1,8 +1,8 @@
 //! What a node costs: bytes on disk, time to connect, memory when idle.
 
 use std::fs;
-use std::io;
-use std::path::Path;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use consensus_core::tunnel::Mode;
 use serde_json::{Value, json};
 
 use crate::binaries::{self, Shell};
+use crate::memory::{self, Memory};
 use crate::network::Network;
 use crate::orchestrator::Record;
 use crate::process::NodeProcess;
@@ -37,16 +38,20 @@ pub struct Footprint {
     /// one shell only: smol or blocking
     #[argh(option)]
     pub shell: Option<Shell>,
+
+    /// the node's program, of the shell that --shell says; without it both shells are built
+    #[argh(option)]
+    pub node: Option<PathBuf>,
 }
 
 /// The figures of one shell. What the system does not tell is 0.
 struct Figures {
     shell: Shell,
-    size: u64,
+    /// `None` of a script, which is not what it runs.
+    size: Option<u64>,
     starts: Vec<Duration>,
-    rss_kib: u64,
-    peak_kib: u64,
-    threads: u64,
+    memory: Memory,
+    threads: usize,
 }
 
 impl Figures {
@@ -59,7 +64,7 @@ impl Figures {
         json!({
             "shell": self.shell.name(), "profile": binaries::PROFILE, "binary_bytes": self.size,
             "start_to_ready_ms": { "median": self.median_ms(), "all": starts },
-            "idle_rss_kib": self.rss_kib, "peak_rss_kib": self.peak_kib, "threads": self.threads,
+            "idle_rss_kib": self.memory.resident, "peak_rss_kib": self.memory.peak, "threads": self.threads,
         })
     }
 }
@@ -67,11 +72,15 @@ impl Figures {
 /// Measures and prints; `true` when everything could be measured.
 #[must_use]
 pub fn run(footprint: &Footprint) -> bool {
+    if footprint.node.is_some() && footprint.shell.is_none() {
+        eprintln!("consensus-testbed: --node takes a --shell beside it");
+        return false;
+    }
     let shells: Vec<Shell> =
         Shell::ALL.into_iter().filter(|shell| footprint.shell.is_none_or(|only| only == *shell)).collect();
     let mut all = Vec::new();
     for shell in shells {
-        match measure(shell) {
+        match measure(shell, footprint.node.as_deref()) {
             Ok(figures) => all.push(figures),
             Err(error) => {
                 eprintln!("consensus-testbed: {}: {error}", shell.name());
@@ -89,13 +98,15 @@ pub fn run(footprint: &Footprint) -> bool {
     );
     for figures in &all {
         println!(
-            "{:<9} {:>8.2} MiB {:>13.1} ms {:>13.1} ms {:>6.2} MiB {:>6.2} MiB {:>8}",
+            "{:<9} {:>12} {:>13.1} ms {:>13.1} ms {:>6.2} MiB {:>6.2} MiB {:>8}",
             figures.shell.name(),
-            figures.size as f64 / f64::from(1 << 20),
+            figures
+                .size
+                .map_or(String::from("-"), |size| format!("{:.2} MiB", size as f64 / f64::from(1 << 20))),
             figures.median_ms(),
             figures.starts.first().map_or(0.0, |start| start.as_secs_f64() * 1e3),
-            figures.rss_kib as f64 / 1024.0,
-            figures.peak_kib as f64 / 1024.0,
+            figures.memory.resident as f64 / 1024.0,
+            figures.memory.peak as f64 / 1024.0,
             figures.threads,
         );
     }
@@ -109,8 +120,11 @@ pub fn run(footprint: &Footprint) -> bool {
     true
 }
 
-fn measure(shell: Shell) -> io::Result<Figures> {
-    let program = binaries::build(shell)?;
+fn measure(shell: Shell, node: Option<&Path>) -> io::Result<Figures> {
+    let program = match node {
+        Some(program) => std::path::absolute(program)?,
+        None => binaries::build(shell)?,
+    };
     let network = Network::start(false)?;
     network.register_node()?;
     // Once untimed, so that the program is in the page cache.
@@ -123,18 +137,13 @@ fn measure(shell: Shell) -> io::Result<Figures> {
     let (node, _) = start(&network, &program)?;
     // This is a measurement of idleness: there is nothing to wait for but time.
     std::thread::sleep(IDLE);
-    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap_or_default();
-    let figure = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').split_whitespace().next()?.parse().ok()
-    };
+    let threads = fs::read_dir(format!("/proc/{}/task", node.pid())).map_or(0, Iterator::count);
     Ok(Figures {
         shell,
         size: stripped_size(&program, &network)?,
         starts,
-        rss_kib: figure("VmRSS").unwrap_or(0),
-        peak_kib: figure("VmHWM").unwrap_or(0),
-        threads: figure("Threads").unwrap_or(0),
+        memory: memory::of(node.pid()).unwrap_or_default(),
+        threads,
     })
 }
 
@@ -162,9 +171,14 @@ fn start(network: &Network, program: &Path) -> io::Result<(NodeProcess, Duration
 
 /// The size of the program without symbols. The release profile strips already; other builds are stripped here,
 /// where there is a `strip`.
-fn stripped_size(program: &Path, network: &Network) -> io::Result<u64> {
+fn stripped_size(program: &Path, network: &Network) -> io::Result<Option<u64>> {
+    let mut begin = [0; 2];
+    fs::File::open(program)?.read_exact(&mut begin)?;
+    if begin == *b"#!" {
+        return Ok(None);
+    }
     let stripped = network.home.root().join("stripped");
     let done = Command::new("strip").arg("-o").arg(&stripped).arg(program).status();
     let path = if done.is_ok_and(|status| status.success()) { stripped.as_path() } else { program };
-    Ok(fs::metadata(path)?.len())
+    Ok(Some(fs::metadata(path)?.len()))
 }

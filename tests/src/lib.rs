@@ -20,6 +20,7 @@ pub mod fleet;
 pub mod floor;
 pub mod footprint;
 pub mod load;
+mod memory;
 pub mod namespace;
 pub mod network;
 pub mod options;

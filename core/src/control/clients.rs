@@ -193,8 +193,8 @@ impl<C: Crypto> Clients<C> {
     }
 
     /// The network has said what time it is.
-    pub(super) fn hear_time(&mut self, server_seconds: u64) {
-        self.spent.hear_time(server_seconds);
+    pub(super) fn hear_time(&mut self, server_seconds: u64, now: Now) {
+        self.spent.hear_time(server_seconds, now);
     }
 
     pub(super) fn len(&self) -> usize {

@@ -189,7 +189,7 @@ impl<C: Crypto> Control<C> {
 
     /// The session is up: the first heartbeat goes out at once.
     pub(crate) fn start(&mut self, context: &mut Context<'_, C>) {
-        self.clients.hear_time(context.tunnel.server_seconds());
+        self.clients.hear_time(context.tunnel.server_seconds(), context.now);
         self.heartbeat(context);
     }
 

@@ -186,10 +186,15 @@ impl Spent {
 
     /// The issuer has said what time it is, in unix seconds. What it issued before that may have been spent by a process
     /// that was killed, whatever this machine's clock said of it.
-    pub fn hear_time(&mut self, issuer_seconds: u64) {
+    ///
+    /// An issuer whose clock was far ahead once does not shut the window for good: nothing that was spent before now is
+    /// newer than now, and one of the two clocks is right about that.
+    pub fn hear_time(&mut self, issuer_seconds: u64, now: Now) {
+        let after = |seconds: u64| seconds.saturating_add(CLOCK_TOLERANCE).saturating_add(1);
         if core::mem::take(&mut self.is_unclean) {
-            let after = issuer_seconds.saturating_add(CLOCK_TOLERANCE).saturating_add(1);
-            self.floor = self.floor.max(after);
+            self.floor = self.floor.max(after(issuer_seconds));
+        } else {
+            self.floor = self.floor.min(after(issuer_seconds.max(now.unix_seconds())));
         }
     }
 
@@ -293,7 +298,7 @@ mod tests {
             assert_eq!(before, Before::Unclean, "{}", String::from_utf8_lossy(file));
             let mut spent = Spent::new(at(START), before);
             assert_eq!(spend(&mut spent, "a", START + 60), Err(SpendError::BeforeStart), "what time is it?");
-            spent.hear_time(START);
+            spent.hear_time(START, at(START));
             // An issuer's clock may be ahead by the tolerance.
             assert_eq!(spend(&mut spent, "a", START + 5), Err(SpendError::BeforeStart));
             assert_eq!(spend(&mut spent, "a", START + 6), Ok(()));
@@ -322,7 +327,7 @@ mod tests {
             Before::Unclean,
             "it has learned nothing"
         );
-        unclean.hear_time(START + 1);
+        unclean.hear_time(START + 1, at(START + 1));
         let mut next = Spent::new(at(START + 3), Before::from_file(&unclean.file(at(START + 2))));
         assert_eq!(spend(&mut next, "a", START - 20), Err(SpendError::BeforeStart), "it may have been spent");
         assert_eq!(spend(&mut next, "a", START + 6), Err(SpendError::BeforeStart));
@@ -353,7 +358,7 @@ mod tests {
         }
         // Killed, and started by a clock that is behind: what was spent was not issued in the future.
         let mut killed = Spent::new(at(START - 60), Before::Unclean);
-        killed.hear_time(START);
+        killed.hear_time(START, at(START - 60));
         assert_eq!(spend(&mut killed, "a", START), Err(SpendError::BeforeStart));
     }
 
@@ -364,7 +369,7 @@ mod tests {
         let spend_at = |now: Now, before_now| {
             let issued_at = now.unix_seconds() - before_now;
             let mut spent = Spent::new(at(START), Before::Unclean);
-            spent.hear_time(now.unix_seconds() - 30);
+            spent.hear_time(now.unix_seconds() - 30, now);
             (spent.spend(&Ticket::new(&Pure, "a", issued_at, issued_at + 60), now), spent.file(now))
         };
         let ahead = now(at(START + 30).unix + an_hour);
@@ -381,6 +386,35 @@ mod tests {
         let issued_at = ahead.unix_seconds() - 31;
         let replayed = next.spend(&Ticket::new(&Pure, "a", issued_at, issued_at + 60), ahead);
         assert_eq!(replayed, Err(SpendError::BeforeStart), "the next process knows the clock as it was set");
+    }
+
+    #[test]
+    fn a_server_whose_clock_was_wrong_once_locks_nobody_out_for_ever() {
+        for far in [START + 3600, u64::MAX] {
+            let mut spent = Spent::new(at(START), Before::Unclean);
+            spent.hear_time(far, at(START));
+            assert_eq!(spend(&mut spent, "a", START + 20), Err(SpendError::BeforeStart));
+            // What is left behind in good order is no better than what it was told.
+            let file = spent.file(at(START + 30));
+            let mut next = Spent::new(at(START + 31), Before::from_file(&file));
+            assert_eq!(spend(&mut next, "a", START + 40), Err(SpendError::BeforeStart));
+            for mut spent in [spent, next] {
+                spent.hear_time(START + 50, at(START + 50));
+                assert_eq!(spend(&mut spent, "a", START + 55), Err(SpendError::BeforeStart));
+                assert_eq!(spend(&mut spent, "a", START + 56), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn one_clock_that_is_behind_opens_no_window() {
+        let mut spent = Spent::new(at(START), Before::Unclean);
+        spent.hear_time(START, at(START));
+        spent.hear_time(0, at(START + 10));
+        assert_eq!(spend(&mut spent, "a", START + 5), Err(SpendError::BeforeStart), "the server's");
+        spent.hear_time(START + 10, at(START - 600));
+        assert_eq!(spend(&mut spent, "a", START + 5), Err(SpendError::BeforeStart), "this machine's");
+        assert_eq!(spend(&mut spent, "a", START + 6), Ok(()));
     }
 
     #[test]

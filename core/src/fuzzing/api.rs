@@ -203,6 +203,21 @@ fn is_foreign(request: &LocalRequest) -> bool {
     by_name || from_elsewhere
 }
 
+/// Whether it is for the operator's pages and what they show.
+fn is_of_pages(request: &LocalRequest) -> bool {
+    let path = request.target.split(['?', '#']).next().unwrap_or_default();
+    ["/", "/status", "/page.css", "/page.js"].contains(&path)
+}
+
+/// Whether it names no host, or one that nobody else can have lead here.
+fn is_for_this_machine(request: &LocalRequest) -> bool {
+    let Some((_, host)) = request.headers.iter().find(|(name, _)| name == "host") else { return true };
+    let name = host.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix(':').unwrap_or(host);
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<Ipv4Addr>().is_ok()
+        || name.trim_matches(['[', ']']).parse::<Ipv6Addr>().is_ok()
+}
+
 /// Nothing foreign does anything, and everything is answered.
 pub fn api(data: &[u8]) {
     let Script { actions } = read(data);
@@ -234,11 +249,16 @@ pub fn api(data: &[u8]) {
                 let before = world.effects.len();
                 let is_connect = request.target.split(['?', '#']).next() == Some("/connect");
                 let is_foreign = is_foreign(&request);
+                let is_told_to_pages = is_of_pages(&request) && !is_for_this_machine(&request);
                 let id = world.ask(request);
                 if is_foreign && !is_connect {
                     assert_eq!(world.effects.len(), before, "a web page had something done");
                     let status = world.answer.as_ref().map(|answer| answer.status);
                     assert!(status.is_some_and(|status| (400..500).contains(&status)), "{status:?}");
+                }
+                if is_told_to_pages {
+                    let status = world.answer.as_ref().map_or(0, |answer| answer.status);
+                    assert!(status >= 400, "a page under a name that is not this machine's: {status}");
                 }
                 let is_json = |answer: &&LocalResponse| {
                     answer.headers.iter().any(|(_, value)| value == "application/json")

@@ -191,7 +191,7 @@ impl History {
                 let version = parse_release_id(&id).map(|(version, _, _)| version);
                 self.floor = self.floor.take().max(version);
             }
-            Action::Acknowledge => self.run(Plan::acknowledge(&found))?,
+            Action::Acknowledge => self.run(Plan::acknowledge(&found, false))?,
             Action::GiveUp => {
                 let (Some(id), Some(good)) = (self.running.clone(), found.last_good.clone()) else {
                     return Some(());
@@ -270,6 +270,9 @@ impl History {
             let current = found.current.as_ref().expect("current leads somewhere");
             assert!(is_whole(&tree, current), "current cannot be started");
             assert_eq!(text(&tree, "run-node.sh"), Some("wrapper"), "the wrapper is torn or missing");
+        }
+        if let Some(running) = &self.running {
+            assert!(found.releases.contains(running), "{running} runs, and is removed");
         }
         if tree.contains_key("last-good") {
             let good = found.last_good.as_ref().expect("last-good leads somewhere");

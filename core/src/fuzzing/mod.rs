@@ -16,6 +16,7 @@ mod registration;
 mod replay;
 mod script;
 mod session;
+mod setup;
 mod ticket;
 mod transparent;
 mod update;
@@ -35,6 +36,7 @@ pub use self::parsers::{gunzip, manifest, pem_key, state, trace_file};
 pub use self::registration::registration;
 pub use self::replay::replay;
 pub use self::session::session;
+pub use self::setup::setup;
 pub use self::ticket::{dedupe, ticket};
 pub use self::update::update;
 pub use self::wire::{canonical_json, frame, handshake, message, mux};
@@ -56,7 +58,7 @@ fn read<'a, T: Arbitrary<'a> + Default>(data: &'a [u8]) -> T {
 pub type Body = fn(&[u8]);
 
 /// All of them, by the names that their targets and corpora have.
-pub const BODIES: [(&str, Body); 22] = [
+pub const BODIES: [(&str, Body); 23] = [
     ("api", api),
     ("canonical_json", canonical_json),
     ("control", control),
@@ -75,6 +77,7 @@ pub const BODIES: [(&str, Body); 22] = [
     ("registration", registration),
     ("replay", replay),
     ("session", session),
+    ("setup", setup),
     ("state", state),
     ("ticket", ticket),
     ("trace_file", trace_file),

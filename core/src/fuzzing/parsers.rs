@@ -81,6 +81,10 @@ pub fn trace_file(data: &[u8]) {
         if let Ok((_, last)) = &first {
             assert!(matches!(last, Some((_, Step::End(_) | Step::Difference(_)))), "a replay ends: {last:?}");
         }
+        if is_read_to_its_end(&trace) {
+            let longer = [&trace[..], b"\0"].concat();
+            assert!(!is_read_to_its_end(&longer), "something follows the end");
+        }
         // As text: what is no number is no difference.
         assert_eq!(alloc::format!("{first:?}"), alloc::format!("{:?}", run()));
         let Ok(mut reader) = Reader::new(&trace) else { continue };
@@ -90,6 +94,16 @@ pub fn trace_file(data: &[u8]) {
                 Record::Output(output) => assert!(!about::output(&output).contains('\n')),
                 Record::Told { .. } | Record::Wanted(_) | Record::End(_) => {}
             }
+        }
+    }
+}
+
+fn is_read_to_its_end(trace: &[u8]) -> bool {
+    let Ok(mut reader) = Reader::new(trace) else { return false };
+    loop {
+        match reader.next_record() {
+            Ok(Some(_)) => {}
+            end => return end.is_ok(),
         }
     }
 }
@@ -190,6 +204,15 @@ pub fn gunzip(data: &[u8]) {
     assert_eq!(unpack(&longer, 4096, 4096), Err(GzipError::Trailing));
     let cut = &packed[..packed.len() - 1];
     assert_eq!(unpack(cut, 4096, 4096), Err(GzipError::Truncated));
+    // What it unpacks to is one byte over what may be.
+    if let Some(most) = (data.len() as u64).checked_sub(1) {
+        let mut gunzip = Gunzip::new(most);
+        let mut output = alloc::vec![0; data.len() + 1];
+        assert_eq!(
+            gunzip.step(&packed, &mut output).and_then(|_| gunzip.end()),
+            Err(GzipError::TooLarge(most))
+        );
+    }
 }
 
 fn unpack(data: &[u8], most_in: usize, most_out: usize) -> Result<Vec<u8>, GzipError> {

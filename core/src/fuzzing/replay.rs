@@ -32,9 +32,11 @@ enum Action {
     Wait {
         millis: u16,
     },
-    /// The clock is set on.
+    /// This machine's clock is set; it is so much ahead of the issuer's then.
     Set {
-        seconds: u16,
+        ahead: i8,
+        /// Minutes, and not seconds.
+        far: bool,
     },
     /// The process stops in good order and another begins.
     Restart,
@@ -44,98 +46,125 @@ enum Action {
     },
     /// The network says what time it is.
     Hear,
+    /// It says so by a clock that is ahead.
+    HearAhead {
+        seconds: u32,
+    },
 }
 
-/// No ticket is spent twice while it lives, whatever happens to the process; and one that is certainly new is taken.
+/// No ticket is spent twice, whatever happens to the process and to its clock; and one that is certainly new is taken,
+/// as soon as the network has said what time it is by a clock that is right.
 pub fn replay(data: &[u8]) {
     let Script { actions } = read(data);
-    let mut now = START;
-    let mut spent = Spent::new(now, Before::Never);
-    // The name, issued, expires. A name is one ticket's.
-    let mut taken: Vec<(u8, u64, u64)> = Vec::new();
-    let mut names: BTreeSet<u8> = BTreeSet::new();
-    // From when on a ticket cannot have been issued before the process began.
-    let mut fresh = START.unix_seconds();
-    // Whether nobody has said what time it is since a kill.
-    let mut is_lost = false;
+    let mut world = World {
+        spent: Spent::new(START, Before::Never),
+        true_time: START,
+        ahead: 0,
+        taken: Vec::new(),
+        names: BTreeSet::new(),
+        began: START.unix_seconds(),
+        heard: 0,
+        is_lost: false,
+        is_certain: true,
+    };
     for action in actions {
+        world.act(action);
+    }
+}
+
+struct World {
+    spent: Spent,
+    /// The time, by the issuer's clock.
+    true_time: Now,
+    /// How many seconds this machine's clock is ahead of it.
+    ahead: i64,
+    /// The name, issued, expires. A name is one ticket's.
+    taken: Vec<(u8, u64, u64)>,
+    names: BTreeSet<u8>,
+    /// When the process began, by the issuer's clock.
+    began: u64,
+    /// The later of the two clocks when the network last said what time it is.
+    heard: u64,
+    /// Nobody has said what time it is since a kill.
+    is_lost: bool,
+    /// What is refused because of its age is old.
+    is_certain: bool,
+}
+
+impl World {
+    /// The time, by this machine's clock.
+    fn now(&self) -> Now {
+        let unix = self.true_time.unix_seconds().saturating_add_signed(self.ahead);
+        let nanos = Duration::from_nanos(self.true_time.unix.subsec_nanos().into());
+        Now { unix: Duration::from_secs(unix) + nanos, ..self.true_time }
+    }
+
+    fn act(&mut self, action: Action) {
+        let (now, seconds) = (self.now(), self.true_time.unix_seconds());
         match action {
             Action::Spend { number, issued, lives } => {
-                let issued = now.unix_seconds().saturating_add_signed(issued.into());
-                spend(
-                    &mut spent,
-                    now,
-                    (number, issued, issued + u64::from(lives)),
-                    &mut taken,
-                    &mut names,
-                    (!is_lost).then_some(fresh),
-                );
+                // An issuer's clock may be ahead by the tolerance, and it does not give a name twice.
+                let issued = seconds.saturating_add_signed(issued.into()).min(seconds + CLOCK_TOLERANCE);
+                if !self.names.contains(&number) {
+                    self.spend((number, issued, issued + u64::from(lives)));
+                }
             }
             Action::Again { nth } => {
-                if let Some(ticket) = taken.get(usize::from(nth)).copied() {
-                    spend(&mut spent, now, ticket, &mut taken, &mut names, (!is_lost).then_some(fresh));
+                if let Some(ticket) = self.taken.get(usize::from(nth)).copied() {
+                    self.spend(ticket);
                 }
             }
             Action::Wait { millis } => {
                 let passed = Duration::from_millis(millis.into());
-                now = Now { monotonic: now.monotonic + passed, unix: now.unix + passed };
+                self.true_time.monotonic += passed;
+                self.true_time.unix += passed;
             }
-            Action::Set { seconds } => {
-                now.unix += Duration::from_secs(seconds.into());
-                // What is refused moves with the clock.
-                fresh = fresh.max(now.unix_seconds());
-            }
+            Action::Set { ahead, far } => self.ahead = i64::from(ahead) * if far { 60 } else { 1 },
             Action::Restart => {
-                spent = Spent::new(now, Before::from_file(&spent.file(now)));
-                // What was refused before goes on being refused.
-                fresh = fresh.max(now.unix_seconds());
+                self.spent = Spent::new(now, Before::from_file(&self.spent.file(now)));
+                self.began = seconds;
+                // What this clock takes for long expired goes by its age.
+                self.is_certain &= self.ahead <= 0;
             }
             Action::Kill { damaged } => {
                 let file = if damaged { Vec::from(*b"{\"clean\":true}") } else { serving_file() };
-                spent = Spent::new(now, Before::from_file(&file));
-                (fresh, is_lost) = (now.unix_seconds(), true);
+                self.spent = Spent::new(now, Before::from_file(&file));
+                (self.began, self.is_lost) = (seconds, true);
             }
             Action::Hear => {
-                spent.hear_time(now.unix_seconds());
-                if core::mem::take(&mut is_lost) {
-                    fresh = fresh.max(now.unix_seconds());
-                }
+                self.spent.hear_time(seconds, now);
+                self.heard = seconds.max(now.unix_seconds());
+                (self.is_lost, self.is_certain) = (false, true);
+            }
+            Action::HearAhead { seconds: ahead } => {
+                self.spent.hear_time(seconds + u64::from(ahead), now);
+                self.is_certain &= !core::mem::take(&mut self.is_lost);
             }
         }
     }
-}
 
-fn spend(
-    spent: &mut Spent,
-    now: Now,
-    (number, issued, expires): (u8, u64, u64),
-    taken: &mut Vec<(u8, u64, u64)>,
-    names: &mut BTreeSet<u8>,
-    fresh: Option<u64>,
-) {
-    let seconds = now.unix_seconds();
-    // Whatever `Token::verify` refuses does not come here.
-    if issued > seconds + CLOCK_TOLERANCE || expires + CLOCK_TOLERANCE < seconds {
-        return;
-    }
-    let was_taken = taken.contains(&(number, issued, expires));
-    let is_other = !was_taken && names.contains(&number);
-    if is_other {
-        // An issuer does not give a name twice.
-        return;
-    }
-    let ticket = Ticket::new(&Transparent, &alloc::format!("t{number}"), issued, expires);
-    match spent.spend(&ticket, now) {
-        Ok(()) => {
-            assert!(!was_taken, "ticket {number} was spent twice");
-            assert!(fresh.is_some(), "ticket {number} was taken by who does not know the time");
-            taken.push((number, issued, expires));
-            names.insert(number);
+    fn spend(&mut self, (number, issued, expires): (u8, u64, u64)) {
+        let now = self.now();
+        let seconds = now.unix_seconds();
+        // Whatever `Token::verify` refuses does not come here.
+        if issued > seconds + CLOCK_TOLERANCE || expires + CLOCK_TOLERANCE < seconds {
+            return;
         }
-        Err(SpendError::Replayed) => assert!(was_taken, "ticket {number} was never spent"),
-        Err(SpendError::BeforeStart) => {
-            let is_new = fresh.is_some_and(|fresh| issued > fresh + CLOCK_TOLERANCE + 1);
-            assert!(was_taken || !is_new, "ticket {number} is new");
+        let was_taken = self.taken.contains(&(number, issued, expires));
+        let ticket = Ticket::new(&Transparent, &alloc::format!("t{number}"), issued, expires);
+        match self.spent.spend(&ticket, now) {
+            Ok(()) => {
+                assert!(!was_taken, "ticket {number} was spent twice");
+                assert!(!self.is_lost, "ticket {number} was taken by who does not know the time");
+                self.taken.push((number, issued, expires));
+                self.names.insert(number);
+            }
+            Err(SpendError::Replayed) => assert!(was_taken, "ticket {number} was never spent"),
+            Err(SpendError::BeforeStart) => {
+                let old = self.began.saturating_add_signed(self.ahead).max(self.heard);
+                let is_new = !self.is_lost && self.is_certain && issued > old + CLOCK_TOLERANCE + 1;
+                assert!(was_taken || !is_new, "ticket {number} is new");
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! ever.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -22,6 +22,8 @@ use crate::wire::message::Message;
 
 #[derive(Debug, Default, Arbitrary)]
 struct Script {
+    /// Whether the network stays, in the end.
+    stays: bool,
     actions: Vec<Action>,
 }
 
@@ -50,6 +52,8 @@ enum Action {
     Stream {
         open: bool,
     },
+    /// One opens that stays open as long as its session.
+    Owner,
     Reconnect,
     Stop,
 }
@@ -86,15 +90,17 @@ impl Release {
 struct Known {
     /// By update: the version and hash that are ready.
     ready: BTreeMap<String, (String, String)>,
-    /// Applied, and what for.
+    /// Applied, by the name of the request.
     applied: Vec<String>,
+    /// Those of them that the node said yes to.
+    acknowledged: BTreeSet<String>,
     installing: Option<EffectId>,
     installed: bool,
 }
 
 /// What is installed was ready and wanted, at most one at a time; the node ends for it, and for nothing else.
 pub fn update(data: &[u8]) {
-    let Script { actions } = read(data);
+    let Script { stays, actions } = read(data);
     let mut world = World::new(Some(Mode::Control));
     world.feed(Input::Tick);
     world.connect();
@@ -108,8 +114,8 @@ pub fn update(data: &[u8]) {
         known.look(&mut world);
     }
     if world.finished.is_none() && !is_at_rest(&mut world) {
-        // The network has gone, and nothing that the node asked for ends.
-        world.idle(PREPARE_TIMEOUT + INSTALL_TIMEOUT + Duration::from_secs(120), false);
+        // Nothing that the node asked for ends, whether the network is there or has gone.
+        world.idle(PREPARE_TIMEOUT + INSTALL_TIMEOUT + Duration::from_secs(120), stays);
         known.look(&mut world);
     }
     if world.finished.is_none() {
@@ -149,9 +155,10 @@ impl Known {
             }
             Action::Apply { update, restart_after_ms } => {
                 let id = format!("u{}", update % 3);
+                let request = format!("a{}", self.applied.len());
                 self.applied.push(id.clone());
                 self.say(world, json!({
-                    "type": "update_apply", "timestamp": UNIX, "id": "a", "update_id": id,
+                    "type": "update_apply", "timestamp": UNIX, "id": request, "update_id": id,
                     "restart_after_ms": restart_after_ms,
                 }));
             }
@@ -193,6 +200,10 @@ impl Known {
             Action::Stream { open: true } => self.say(world, json!({
                 "type": "stream_open", "timestamp": UNIX, "stream_id": "s", "target": r#"{"kind":"data-plane"}"#,
             })),
+            Action::Owner => self.say(world, json!({
+                "type": "stream_open", "timestamp": UNIX, "stream_id": "o",
+                "target": r#"{"kind":"public-tunnel-owner","tunnel_id":"t"}"#,
+            })),
             Action::Stream { open: false } => {
                 self.say(world, json!({"type": "stream_close", "timestamp": UNIX, "stream_id": "s"}));
             }
@@ -222,6 +233,14 @@ impl Known {
                 Ok(Message::UpdateReady(ready)) => {
                     self.ready.insert(ready.update_id, (ready.target_version, ready.sha256));
                 }
+                Ok(Message::Ack(ack)) => {
+                    let nth = ack.reply_to.strip_prefix('a').and_then(|nth| nth.parse::<usize>().ok());
+                    let Some(id) = nth.and_then(|nth| self.applied.get(nth)) else { continue };
+                    // Asked once more, it is under way.
+                    let is_known = self.ready.contains_key(id) || self.acknowledged.contains(id);
+                    assert!(is_known, "{id} was not ready, and is to be installed");
+                    self.acknowledged.insert(id.clone());
+                }
                 Ok(_) => {}
                 Err(error) => panic!("the node said what is no message: {error}"),
             }
@@ -231,8 +250,8 @@ impl Known {
                 Effect::Install(install) if self.installing != Some(*id) => {
                     assert_eq!(self.installing, None, "one installation at a time");
                     assert!(
-                        self.applied.contains(&install.update_id),
-                        "{} was not applied",
+                        self.acknowledged.contains(&install.update_id),
+                        "{} was not applied, or not acknowledged",
                         install.update_id
                     );
                     let ready = self.ready.get(&install.update_id);

@@ -32,11 +32,44 @@ pub fn handshake(data: &[u8]) {
     let now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(UNIX) };
     let mut rng = Drbg::new([2; 32]);
     let (handshake, init) = Handshake::start(Pure, &identity, claims, None, &mut rng, now);
-    assert!(handshake.finish(data, Drbg::new([3; 32])).is_err(), "a session out of nothing");
+    match handshake.finish(data, Drbg::new([3; 32])) {
+        Ok(_) => panic!("a session out of nothing"),
+        Err(error) => assert!(!error.to_string().contains(char::is_control), "{error}"),
+    }
+    pinned(&identity, claims, now, data);
     // The other half: what is not that very init is no init of this key.
     if data != init {
         let signer = Identity::from_seed(Pure, &[4; 32]);
         let _ = peer::handshake::accept(&Pure, Some(&signer), data, |_| None, &mut rng, now);
+    }
+}
+
+/// With a pinned key, the answer of the server that has it is taken, and the same with anything else in one place is not.
+fn pinned(identity: &Identity<Pure>, claims: Claims<'_>, now: Now, data: &[u8]) {
+    let server = Identity::from_seed(Pure, &[4; 32]);
+    let start = || {
+        let mut rng = Drbg::new([2; 32]);
+        Handshake::start(Pure, identity, claims, Some(*server.public_key()), &mut rng, now)
+    };
+    let (handshake, init) = start();
+    let accepted =
+        peer::handshake::accept(&Pure, Some(&server), &init, |_| None, &mut Drbg::new([5; 32]), now);
+    let Ok(accepted) = accepted else { panic!("an init is accepted") };
+    let Ok(Value::Object(members)) = serde_json::from_slice(&accepted.message) else { panic!("an object") };
+    assert!(handshake.finish(&accepted.message, Drbg::new([3; 32])).is_ok());
+    let Some((which, rest)) = data.split_first() else { return };
+    let Some(name) = members.keys().nth(usize::from(*which) % members.len()).cloned() else { return };
+    let mut other = members.clone();
+    let text = String::from_utf8_lossy(rest).into_owned();
+    if rest.is_empty() {
+        other.remove(&name);
+    } else {
+        other.insert(name.clone(), text.into());
+    }
+    if other != members {
+        let answer = Value::Object(other).to_string();
+        let is_taken = start().0.finish(answer.as_bytes(), Drbg::new([3; 32])).is_ok();
+        assert!(!is_taken, "{name} is not what the pinned server signed: {answer}");
     }
 }
 

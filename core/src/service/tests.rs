@@ -72,6 +72,8 @@ fn a_unit_says_where_everything_is_and_keeps_the_rest_of_its_template() {
 fn a_unit_of_a_user_has_the_settings_beside_the_releases_and_no_user() {
     let unit = file(&order(Supervisor::Systemd, Scope::User, "/home/op/.consensus"));
     assert_eq!(value(&unit, "EnvironmentFile"), ["-/home/op/.consensus/runtime/node.env"]);
+    let unit = file(&order(Supervisor::Systemd, Scope::User, r"/home/op/a [b]*?\c % d"));
+    assert_eq!(value(&unit, "EnvironmentFile"), [r"-/home/op/a \[b]\*\?\\c %% d/runtime/node.env"]);
     assert_eq!(value(&unit, "WantedBy"), ["default.target"]);
     assert!(value(&unit, "User").is_empty() && !unit.contains("%h"), "{unit}");
 }

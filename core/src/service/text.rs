@@ -26,8 +26,9 @@ pub(super) fn unit(order: &Order) -> String {
         command.push_str(&quoted(argument, true));
     }
     let variable = |(name, value): (&str, &str)| quoted(&format!("{name}={value}"), false);
-    // The whole of the line is the path, and no quotes count.
-    let settings_file = format!("-{}", order.settings_file().replace('%', "%%"));
+    // The whole of the line is the path, and no quotes count; but it is a pattern, as glob(7) has it.
+    let settings_file = escaped(&order.settings_file(), &['*', '?', '[', '\\']);
+    let settings_file = format!("-{}", settings_file.replace('%', "%%"));
     let mut replaced = vec![
         ("Environment", order.places().map(variable).to_vec()),
         ("EnvironmentFile", vec![settings_file]),

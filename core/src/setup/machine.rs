@@ -284,7 +284,10 @@ impl Setup {
 
     /// Takes the end of the effect that is to be done; another one changes nothing.
     pub fn result(&mut self, outcome: Outcome, now: Now) {
-        let Some(Step::Do(effect)) = self.pending.take() else { return };
+        let effect = match self.pending.take() {
+            Some(Step::Do(effect)) => effect,
+            other => return self.pending = other,
+        };
         match (effect, outcome) {
             (Effect::SetProgressAside, Outcome::Written(written)) => self.on_set_aside(written),
             (Effect::WriteProgress(_), Outcome::Written(written)) => self.on_written(written),

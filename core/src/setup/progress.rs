@@ -99,7 +99,14 @@ impl Progress {
 
     /// The file; `step` is where it stands, for people.
     pub(super) fn emit(&self, step: &str) -> Vec<u8> {
-        let mut file = self.extra.clone();
+        let whole = self.emit_with(&self.extra, step);
+        // Others' members are longer than they were, in lines of their own: a file that would not be read again is of
+        // no use to anybody.
+        if whole.len() <= MAX_PROGRESS { whole } else { self.emit_with(&Map::new(), step) }
+    }
+
+    fn emit_with(&self, extra: &Map<String, Value>, step: &str) -> Vec<u8> {
+        let mut file = extra.clone();
         put(&mut file, "version", Some(VERSION));
         put(&mut file, "step", Some(step));
         put(&mut file, "agreement", self.agreement);

@@ -6,6 +6,7 @@
 use alloc::format;
 use alloc::string::{String, ToString as _};
 
+use crate::event::Event;
 use crate::io::{
     Audience, Effect, EffectResult, Fetch, FetchError, Input, LinkEnd, Measurement, OpenStage, Output,
     SocketEnd,
@@ -76,10 +77,22 @@ pub fn output(output: &Output) -> String {
         Output::Respond { id, response } => {
             format!("answer local request {} with {}, {} bytes", id.0, response.status, response.body.len())
         }
-        Output::Event(event) => format!("say: {}", printable(&event.to_string())),
+        Output::Event(told) => format!("say: {}", event(told)),
         Output::Finish(finish) => {
             format!("finish with {}: {}", finish.outcome.exit_code(), printable(&finish.message))
         }
+    }
+}
+
+/// What the log says, but for what somebody had fetched: the log names its host.
+fn event(event: &Event) -> String {
+    match event {
+        Event::Proxied { origin: _, status, bytes, duration_ms } => {
+            format!("proxied: {status}, {bytes} bytes, {duration_ms} ms")
+        }
+        // The reason may have the host in it, and the answer to its name.
+        Event::ProxyFailed { origin: _, reason: _ } => "proxying failed".to_string(),
+        event => printable(&event.to_string()),
     }
 }
 
@@ -142,7 +155,8 @@ fn effect(effect: &Effect) -> String {
         Effect::Inspect { .. } => "look into a release".to_string(),
         Effect::Install(_) => "install a release".to_string(),
         Effect::ConfirmRelease => "confirm the release".to_string(),
-        Effect::AcknowledgeRollback => "acknowledge the rollback".to_string(),
+        Effect::AcknowledgeRollback { is_excused: false } => "acknowledge the rollback".to_string(),
+        Effect::AcknowledgeRollback { is_excused: true } => "acknowledge the rollback, excused".to_string(),
     }
 }
 

@@ -180,6 +180,21 @@ fn a_trace_without_secrets_has_none_and_is_shown_but_not_replayed() {
 }
 
 #[test]
+fn a_trace_without_secrets_does_not_say_whose_pages_were_fetched() {
+    use crate::event::Event;
+    let origin = "https://private.example:8443".to_string();
+    let reason = "private.example: no such name".to_string();
+    for event in [
+        Event::Proxied { origin: origin.clone(), status: 200, bytes: 7, duration_ms: 8 },
+        Event::ProxyFailed { origin: Some(origin), reason },
+    ] {
+        assert!(event.to_string().contains("private.example"), "the log does");
+        let line = about::output(&Output::Event(event));
+        assert!(line.starts_with("say: prox") && !line.contains("private"), "{line}");
+    }
+}
+
+#[test]
 fn a_trace_that_is_cut_anywhere_says_so() {
     for secrets in [true, false] {
         let trace = recorded(secrets);

@@ -246,11 +246,19 @@ impl Directed {
     pub(crate) fn handle_ready<C: Crypto>(&mut self, context: &mut Context<'_, C>) {
         self.session += 1;
         let seconds = context.now.unix_seconds();
+        let mut is_excused = false;
         for report in mem::take(&mut self.reports) {
             let (update_id, message, was_rolled_back) = match report {
                 Report::Failed { update_id, message } => (Some(update_id), message, false),
-                Report::RolledBack(RolledBack { update_id, version, reason }) => {
-                    let (version, reason) = (printable(&version), printable(&reason));
+                Report::RolledBack(RolledBack { update_id, version, reason, was_silent }) => {
+                    let (version, mut reason) = (printable(&version), printable(&reason));
+                    // The release that is known to work did not come through at once either: the network was away, and
+                    // may have been so all the time that the other one had.
+                    is_excused = was_silent && context.tunnel.counts().attempts > 1;
+                    if is_excused {
+                        reason.push_str("; nor did the release before it at once, so it may be tried again");
+                        self.excuse(&version);
+                    }
                     let message = format!("version {version} was installed and given up again: {reason}");
                     context.out.event(Event::UpdateRolledBack { version, reason });
                     (update_id.filter(|id| !id.is_empty() && id.len() <= MAX_ID), message, true)
@@ -263,13 +271,18 @@ impl Directed {
                 context.send(UpdateFailed { reply_to, update_id, code, message }.encode(seconds));
             }
             if was_rolled_back {
-                self.acknowledging = Some(context.out.perform(Effect::AcknowledgeRollback));
+                self.acknowledging = Some(context.out.perform(Effect::AcknowledgeRollback { is_excused }));
             }
         }
         if self.probation == Probation::Waiting {
             context.out.event(Event::UpdateOnProbation { version: context.manifest.version.clone() });
             context.tunnel.ping(context.now, context.out);
         }
+    }
+
+    /// What was given up is not held against the release.
+    fn excuse(&mut self, version: &str) {
+        self.settings.standing.refused.retain(|(refused, _)| refused.to_string() != version);
     }
 
     /// The network answered a ping of this session: the release that runs works.
@@ -510,6 +523,9 @@ impl Directed {
         match installed(result) {
             Ok(()) => {
                 self.probation = Probation::Over;
+                // From here on the installer takes nothing older: what it would refuse is not prepared.
+                let floor = &mut self.settings.standing.floor;
+                *floor = floor.take().max(context.manifest.version.parse().ok());
                 context.out.event(Event::UpdateConfirmed { version: context.manifest.version.clone() });
             }
             Err(reason) => {
@@ -624,7 +640,10 @@ fn tell_failed(out: &mut Outbox, update_id: &str, code: &str, reason: &str) {
 
 /// Whether the release was given up before, or is older than what may run.
 fn check_standing(standing: &Standing, version: &Version, sha256: &[u8; 32]) -> Result<(), String> {
-    if standing.refused.iter().any(|(refused, hash)| refused == version || *hash == Some(*sha256)) {
+    // As the installer has it: two builds of one version are two releases.
+    let name = version.to_string();
+    let is_it = |(refused, hash): &(Version, _)| refused.to_string() == name || *hash == Some(*sha256);
+    if standing.refused.iter().any(is_it) {
         return Err(format!("version {version} was tried, did not come up, and is not tried again"));
     }
     match &standing.floor {

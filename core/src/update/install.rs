@@ -193,7 +193,7 @@ pub enum Failure {
 #[derive(Clone, Debug)]
 pub struct Plan {
     ops: VecDeque<Op>,
-    /// What puts away a half-made release.
+    /// What puts away a release that does not come to be the current one.
     undo: Vec<Op>,
     /// From here on it is only tidied up.
     tidying: VecDeque<Op>,
@@ -246,9 +246,13 @@ impl Plan {
         };
         plan.push(Op::Write { path: format!("{partial}/{RECORD}"), data: record.emit(), mode: 0o644 });
         plan.push(Op::SyncTree { path: partial.clone() });
-        plan.push(Op::Rename { from: partial.clone(), to: release });
+        plan.push(Op::Rename { from: partial.clone(), to: release.clone() });
         plan.push(Op::Sync { path: RELEASES.to_string() });
         plan.point("current", &id);
+        // Either is there. The first that fails is the last: a release that is not out of the way is not removed.
+        plan.undo.push(Op::RemoveTree { path: partial.clone() });
+        plan.undo.push(Op::Rename { from: release, to: partial.clone() });
+        plan.undo.push(Op::Sync { path: RELEASES.to_string() });
         plan.undo.push(Op::RemoveTree { path: partial });
         plan.prune(order, survey, &id);
         Ok(plan)
@@ -279,14 +283,15 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Takes note of a rollback that was told: it is remembered in `refused` alone.
+    /// Takes note of a rollback that was told: it is remembered in `refused` alone, and not at all where the release is
+    /// excused.
     #[must_use]
-    pub fn acknowledge(survey: &Survey) -> Self {
+    pub fn acknowledge(survey: &Survey, is_excused: bool) -> Self {
         let mut plan = Self::new(None);
         // One that is still current is the wrapper's: by this file it knows what to do at its next start.
         if survey.rolled_back.as_ref().is_some_and(|found| survey.current.as_ref() != Some(&found.release)) {
             let refused = survey.all_refused();
-            if refused != survey.refused {
+            if refused != survey.refused && !is_excused {
                 plan.replace("refused", emit_refused(&refused), 0o644);
             }
             plan.push(Op::Remove { path: "rolled-back".to_string() });
@@ -298,6 +303,10 @@ impl Plan {
     /// The next effect. `None` when the plan is over.
     pub fn next_op(&mut self) -> Option<Op> {
         let op = self.ops.pop_front();
+        if self.ops.is_empty() {
+            // Before the last one, `current` has been moved: from here on the release is not half-made.
+            self.undo.clear();
+        }
         self.is_tidying = op.is_none();
         op.or_else(|| self.tidying.pop_front())
     }

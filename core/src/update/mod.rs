@@ -60,6 +60,8 @@ pub struct RolledBack {
     pub version: String,
     /// Why.
     pub reason: String,
+    /// It ran until its time was over, and did not end by itself: perhaps nobody could have reconnected then.
+    pub was_silent: bool,
 }
 
 /// A release to be installed.

@@ -119,8 +119,8 @@ impl Record {
     }
 }
 
-/// A release that the wrapper gave up, as `rolled-back` has it: `release` and `reason`, and the lines of the release's
-/// record where it could be read.
+/// A release that the wrapper gave up, as `rolled-back` has it: `release` and `reason`, `silent=yes` where it ran until
+/// its time was over, and the lines of the release's record where it could be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RolledBack {
     /// The name of its folder.
@@ -133,6 +133,8 @@ pub struct RolledBack {
     pub update_id: Option<String>,
     /// Why, in the wrapper's words; fit for a terminal.
     pub reason: String,
+    /// It ran until its time was over, and did not end by itself.
+    pub was_silent: bool,
 }
 
 impl RolledBack {
@@ -149,6 +151,7 @@ impl RolledBack {
             sha256: lines.sha256(),
             update_id: lines.update_id(),
             reason: printable(lines.get("reason").unwrap_or("it failed")),
+            was_silent: lines.get("silent") == Some("yes"),
             release,
         })
     }
@@ -295,7 +298,7 @@ mod tests {
         assert_eq!(Record::parse(&record.emit()), Ok(record.clone()));
         let none = Record { update_id: None, ..record.clone() };
         assert_eq!(Record::parse(&none.emit()), Ok(none));
-        let mut file = b"release=1.2.3-9-8\nreason=it \x1b[31m crashed\n".to_vec();
+        let mut file = b"release=1.2.3-9-8\nreason=it \x1b[31m crashed\nsilent=yes\n".to_vec();
         file.extend(record.emit());
         let found = RolledBack::parse(&file).unwrap();
         assert_eq!(
@@ -303,8 +306,10 @@ mod tests {
             (record.version, Some([7; 32]), record.update_id)
         );
         assert_eq!((found.release.as_str(), found.reason.as_str()), ("1.2.3-9-8", "it  [31m crashed"));
+        assert!(found.was_silent);
         let bare = RolledBack::parse(b"release=1.2.3-9-8\n").unwrap();
         assert_eq!((bare.version.to_string().as_str(), bare.sha256), ("1.2.3", None));
+        assert!(!bare.was_silent);
     }
 
     #[test]

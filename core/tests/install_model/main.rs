@@ -333,7 +333,7 @@ impl<'a> Explorer<'a> {
         if found.is_on_probation(Some(&release)) {
             self.confirm(&disk, &known, &release);
         }
-        let told = Plan::acknowledge(&found);
+        let told = Plan::acknowledge(&found, false);
         let mut after = disk.clone();
         self.plan(&mut after, "acknowledge", told, &known);
         self.done(&after, &known);
@@ -444,6 +444,55 @@ fn every_sync_is_needed_by_the_model_or_named_here() {
     };
     let needless: Vec<_> = labels.iter().filter(|label| !is_missed(label)).collect();
     assert_eq!(needless, NEEDLESS);
+}
+
+#[test]
+fn an_installation_whose_effects_fail_leaves_what_was_there_or_is_done() {
+    let [_, (tree, _)] = beginnings();
+    let order = Order {
+        version: version(2),
+        sha256: [2; 32],
+        update_id: None,
+        probation: 120,
+        now: 2,
+        process: 2,
+        own: None,
+        retention: 3,
+        allow_older: false,
+    };
+    let files: Vec<_> = FILES.iter().map(|(name, data)| (*name, (*data).to_string())).collect();
+    let id = "2.0.0-2-2".to_string();
+    for failing in 0.. {
+        let mut disk = Disk::of(&tree);
+        let mut plan = Plan::install(&order, &survey(&tree).unwrap()).unwrap();
+        let (mut count, mut failed) = (0, None);
+        while let Some(op) = plan.next_op() {
+            let is_missing = matches!(
+                &op,
+                Op::Rename { from, .. } if from.starts_with("releases/") && !disk.tree().contains_key(from)
+            );
+            if is_missing || (count == failing && failed.is_none()) {
+                failed = failed.or(Some(op));
+                plan.failed();
+            } else {
+                for part in disk.parts(&op, &files) {
+                    disk.perform(&part);
+                }
+                if matches!(op, Op::Unpack { .. }) {
+                    plan.unpacked(true, Wrapper::Differs);
+                }
+            }
+            count += 1;
+        }
+        let after = survey(&disk.tree()).unwrap();
+        let is_current = after.current.as_ref() == Some(&id);
+        assert!(is_whole(&disk.tree(), after.current.as_ref().unwrap()), "{failed:?}");
+        assert_eq!(after.releases.len(), 1 + usize::from(is_current), "{failed:?}: {after:?}");
+        if failed.is_none() {
+            assert!(is_current && failing > 8, "{failing}");
+            break;
+        }
+    }
 }
 
 #[test]

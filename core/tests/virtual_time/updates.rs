@@ -582,13 +582,14 @@ fn a_rollback_is_told_to_the_server_once() {
         update_id: Some("u-1".into()),
         version: "0.2.0".into(),
         reason: "no ready within 120 s".into(),
+        was_silent: true,
     };
     let standing = Standing { rolled_back: Some(rolled_back), ..Standing::default() };
     let mut world = world_with(Settings { standing, ..Settings::default() });
     let failed = last_failure(&world);
     assert_eq!((failed.update_id.as_str(), failed.code.as_str()), ("u-1", "apply_failed"));
     assert!(failed.message.contains("0.2.0") && failed.message.contains("no ready"), "{}", failed.message);
-    assert!(matches!(world.updates[..], [(_, Effect::AcknowledgeRollback)]));
+    assert!(matches!(world.updates[..], [(_, Effect::AcknowledgeRollback { is_excused: false })]));
     world.cut();
     world.run_for(60 * SECOND);
     assert_eq!((told(&world).len(), world.updates.len()), (1, 1));
@@ -596,13 +597,68 @@ fn a_rollback_is_told_to_the_server_once() {
 }
 
 #[test]
+fn a_release_that_was_silent_while_the_network_was_away_is_not_held_to_have_failed() {
+    for (was_silent, was_away) in [(true, true), (true, false), (false, true)] {
+        let rolled_back = RolledBack {
+            update_id: Some("u-1".into()),
+            version: "0.2.0".into(),
+            reason: "it did not reconnect within 120 s".into(),
+            was_silent,
+        };
+        let standing = Standing {
+            rolled_back: Some(rolled_back),
+            refused: vec![("0.2.0".parse().unwrap(), Some([0xab; 32]))],
+            ..Standing::default()
+        };
+        let updates = Settings { standing, ..Settings::default() };
+        let mut world = World::new(Config { updates, ..config(Some(Mode::Control)) }, 1);
+        world.archive = Ok(Box::new(Manifest::of_this_release("0.2.0", "def", "linux-x64")));
+        if was_away {
+            world.weather = Weather::Refusing;
+            world.run_for(10 * SECOND);
+            world.weather = Weather::Clear;
+        }
+        world.run_for(40 * SECOND);
+        let is_to_be_excused = was_silent && was_away;
+        let [(_, Effect::AcknowledgeRollback { is_excused })] = world.updates[..] else { panic!() };
+        assert_eq!(is_excused, is_to_be_excused, "silent {was_silent}, away {was_away}");
+        assert_eq!(last_failure(&world).message.contains("may be tried again"), is_to_be_excused);
+        prepare(&mut world, "p", "u-2", manifest("0.2.0"));
+        assert_eq!(downloads(&world), usize::from(is_to_be_excused));
+    }
+}
+
+#[test]
+fn a_release_that_proved_itself_prepares_nothing_that_the_installer_would_refuse() {
+    let standing =
+        Standing { on_probation: true, floor: Some("0.0.1".parse().unwrap()), ..Standing::default() };
+    let mut world = world_with(Settings { standing, ..Settings::default() });
+    world.run_for(60 * SECOND);
+    assert_eq!(world.count(|event| matches!(event, Event::UpdateConfirmed { .. })), 1);
+    prepare(&mut world, "p", "u", manifest("0.0.9"));
+    assert!(last_failure(&world).message.contains("older than 0.1.0"), "{}", last_failure(&world).message);
+    assert_eq!(downloads(&world), 0);
+}
+
+#[test]
+fn another_build_of_a_version_that_failed_is_another_release() {
+    let standing = Standing { refused: vec![("0.2.0".parse().unwrap(), None)], ..Standing::default() };
+    let mut world = world_with(Settings { standing, ..Settings::default() });
+    prepare(&mut world, "p", "u", manifest("0.2.0"));
+    assert!(last_failure(&world).message.contains("not tried again"));
+    prepare(&mut world, "p", "u", manifest("0.2.0+2"));
+    assert_eq!(downloads(&world), 1);
+}
+
+#[test]
 fn a_rollback_of_the_operators_own_update_is_told_to_the_operator_alone() {
-    let rolled_back = RolledBack { update_id: None, version: "0.2.0".into(), reason: "x".into() };
+    let rolled_back =
+        RolledBack { update_id: None, version: "0.2.0".into(), reason: "x".into(), was_silent: false };
     let standing = Standing { rolled_back: Some(rolled_back), ..Standing::default() };
     let world = world_with(Settings { standing, ..Settings::default() });
     assert!(told(&world).is_empty());
     assert_eq!(world.count(|event| matches!(event, Event::UpdateRolledBack { .. })), 1);
-    assert!(matches!(world.updates[..], [(_, Effect::AcknowledgeRollback)]));
+    assert!(matches!(world.updates[..], [(_, Effect::AcknowledgeRollback { is_excused: false })]));
 }
 
 #[test]

@@ -448,7 +448,7 @@ impl World {
                 self.updates.push((id, effect));
                 EffectResult::Inspected(self.archive.clone())
             }
-            Effect::Install(_) | Effect::ConfirmRelease | Effect::AcknowledgeRollback => {
+            Effect::Install(_) | Effect::ConfirmRelease | Effect::AcknowledgeRollback { .. } => {
                 self.updates.push((id, effect));
                 EffectResult::Installed(self.install.clone()?)
             }

@@ -531,3 +531,40 @@ fn old_tarballs_go_and_other_files_stay() {
     assert_eq!(names.len(), KEPT + 1, "{names:?}");
     assert!(names.contains(&"notes.tgz".to_string()) && world.request.path().exists());
 }
+
+#[test]
+fn what_is_left_of_fetches_that_fail_is_bounded() {
+    let body = body();
+    let server = Server::start((0..6).map(|_| cut(&body, 100_000)).collect());
+    let mut world = World::new(&server.url, &body);
+    world.request.patience.tries = 1;
+    for patch in 0..6 {
+        world.request.artifact.file_name = format!("consensus-node-9.0.{patch}-linux-x64.tgz");
+        world.fails("so try again");
+    }
+    server.heads();
+    let names = world.names();
+    let parts = names.iter().filter(|name| name.ends_with(".part")).count();
+    assert!(parts <= KEPT && names.len() <= KEPT + 1, "{names:?}");
+    assert!(names.contains(&"consensus-node-9.0.5-linux-x64.tgz.part".to_string()), "{names:?}");
+}
+
+#[test]
+fn a_disk_that_is_full_is_not_left_full() {
+    // Files of this test's process end at 64 blocks: so it has a process of its own.
+    const OF_ITS_OWN: &str = "CONSENSUS_TEST_SMALL_FILES";
+    if std::env::var_os(OF_ITS_OWN).is_none() {
+        let line = "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact download::tests::a_disk_that_is_full_is_not_left_full";
+        let program = std::env::current_exe().unwrap();
+        let mut command = std::process::Command::new("sh");
+        let status = command.args(["-c", line]).arg(program).env(OF_ITS_OWN, "1").status().unwrap();
+        assert!(status.success(), "{status}");
+        return;
+    }
+    let body = body();
+    let server = Server::start(vec![cut(&body, 20_000), rest(&body, 20_000)]);
+    let world = World::new(&server.url, &body);
+    assert!(matches!(world.fails("cannot be written"), DownloadError::File(_)));
+    server.heads();
+    assert!(world.names().is_empty(), "{:?}", world.names());
+}

@@ -217,7 +217,7 @@ pub fn confirm(settings: &Settings) -> Result<(), InstallError> {
 
 fn confirm_release(dir: &Path, running: Option<&str>) -> Result<(), InstallError> {
     let _lock = lock(dir)?;
-    let survey = survey(dir)?;
+    let survey = survey_of_what_can_be_read(dir)?;
     let wrapper = running.map_or(Wrapper::Same, |id| wrapper_of(dir, id));
     let mut plan = Plan::confirm(running, &survey, wrapper)?;
     carry_out(dir, &mut plan, |_, _| Ok(())).map(|_| ())
@@ -230,7 +230,7 @@ pub fn standing(settings: &Settings) -> Standing {
 }
 
 fn standing_of(dir: &Path, running: Option<&str>) -> Standing {
-    let Ok(survey) = survey(dir) else { return Standing::default() };
+    let Ok(survey) = survey_of_what_can_be_read(dir) else { return Standing::default() };
     Standing {
         on_probation: survey.is_on_probation(running),
         refused: survey.all_refused().into_iter().map(|failed| (failed.version, failed.sha256)).collect(),
@@ -256,14 +256,15 @@ pub fn own_dir() -> Option<PathBuf> {
     own_release(&dir).map(|_| dir)
 }
 
-/// The rollback that [`standing`] told was passed on, and is not told again.
+/// The rollback that [`standing`] told was passed on, and is not told again. A release that is excused may be installed
+/// again.
 ///
 /// # Errors
 /// It could not be written down; it is told again.
-pub fn acknowledge_rollback(settings: &Settings) -> Result<(), InstallError> {
+pub fn acknowledge_rollback(settings: &Settings, is_excused: bool) -> Result<(), InstallError> {
     let dir = &settings.install_dir;
     let _lock = lock(dir)?;
-    let mut plan = Plan::acknowledge(&survey(dir)?);
+    let mut plan = Plan::acknowledge(&survey(dir)?, is_excused);
     carry_out(dir, &mut plan, |_, _| Ok(())).map(|_| ())
 }
 
@@ -319,11 +320,14 @@ fn lock(dir: &Path) -> Result<Lock, InstallError> {
             .map_err(|error| failed(dir, "the folder cannot be made", error))?;
     }
     let path = dir.join(LOCK);
+    // A pipe in its place would hold up whoever opens it, for ever.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(flags)
         .open(&path)
         .map_err(|error| failed(&path, "the lock file cannot be opened", error))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -335,8 +339,16 @@ fn lock(dir: &Path) -> Result<Lock, InstallError> {
 
 /// The install directory as it is.
 fn survey(dir: &Path) -> Result<Survey, InstallError> {
-    let damaged = |name: &str| InstallError::Damaged(dir.join(name));
-    let file = |name: &str| read_small(&dir.join(name));
+    survey_with(dir, false)
+}
+
+/// The install directory as far as it can be read: a release that reconnects is good, whatever became of the records of
+/// others. Whoever installs is told of them.
+fn survey_of_what_can_be_read(dir: &Path) -> Result<Survey, InstallError> {
+    survey_with(dir, true)
+}
+
+fn survey_with(dir: &Path, is_lenient: bool) -> Result<Survey, InstallError> {
     let releases = dir.join(RELEASES);
     let names = match fs::read_dir(&releases) {
         Ok(entries) => entries
@@ -350,19 +362,29 @@ fn survey(dir: &Path) -> Result<Survey, InstallError> {
     Ok(Survey {
         current: link(dir, "current"),
         last_good: link(dir, "last-good"),
-        running: file("running")?.and_then(|data| records::parse_id_line(&data)),
+        running: record(dir, "running", is_lenient, |data| Ok(records::parse_id_line(data)))?.flatten(),
         releases: names,
-        rolled_back: file("rolled-back")?
-            .map(|data| RolledBack::parse(&data).map_err(|_| damaged("rolled-back")))
-            .transpose()?,
-        refused: file("refused")?
-            .map(|data| records::parse_refused(&data).map_err(|_| damaged("refused")))
-            .transpose()?
-            .unwrap_or_default(),
-        floor: file("floor")?
-            .map(|data| records::parse_floor(&data).map_err(|_| damaged("floor")))
-            .transpose()?,
+        rolled_back: record(dir, "rolled-back", is_lenient, RolledBack::parse)?,
+        refused: record(dir, "refused", is_lenient, records::parse_refused)?.unwrap_or_default(),
+        floor: record(dir, "floor", is_lenient, records::parse_floor)?,
     })
+}
+
+/// What a record says; `None` where there is none, or none that can be understood and that is not to matter.
+fn record<T>(
+    dir: &Path,
+    name: &str,
+    is_lenient: bool,
+    parse: impl FnOnce(&[u8]) -> Result<T, records::Damaged>,
+) -> Result<Option<T>, InstallError> {
+    let path = dir.join(name);
+    let read = read_small(&path);
+    let parsed = read
+        .and_then(|data| data.map(|data| parse(&data).map_err(|_| InstallError::Damaged(path))).transpose());
+    match parsed {
+        Err(_) if is_lenient => Ok(None),
+        parsed => parsed,
+    }
 }
 
 /// What a link leads to, where that is a release of the directory that is there.
@@ -439,8 +461,10 @@ fn unless_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// One that is there is removed, and not written to: it may be a link to another.
 fn write(path: &Path, data: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+    unless_missing(fs::remove_file(path))?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(data)?;
     file.set_permissions(fs::Permissions::from_mode(mode))
 }
@@ -525,5 +549,67 @@ mod tests {
         fs::write(release.join(MANIFEST), "{").unwrap();
         assert_eq!(manifest_of(&program), None);
         assert_eq!(own_manifest(), None);
+    }
+
+    #[test]
+    fn a_damaged_record_of_others_does_not_keep_a_release_from_proving_itself() {
+        let scratch = Scratch::new();
+        let dir = scratch.path();
+        let id = "1.2.3-5-6";
+        for id in ["1.0.0-1-1", id] {
+            fs::create_dir_all(dir.join(RELEASES).join(id)).unwrap();
+        }
+        symlink("releases/1.0.0-1-1", dir.join("last-good")).unwrap();
+        symlink(format!("releases/{id}"), dir.join("current")).unwrap();
+        for name in ["refused", "rolled-back", "floor"] {
+            fs::write(dir.join(name), "\n").unwrap();
+        }
+        assert!(matches!(survey(dir), Err(InstallError::Damaged(_))), "who installs is told");
+        let standing = standing_of(dir, Some(id));
+        assert!(standing.on_probation);
+        assert_eq!(standing.floor, Some("1.0.0".parse().unwrap()));
+        confirm_release(dir, Some(id)).unwrap();
+        assert_eq!(link(dir, "last-good").as_deref(), Some(id));
+        assert_eq!(fs::read(dir.join("refused")).unwrap(), b"\n", "what cannot be understood is left");
+    }
+
+    #[test]
+    fn links_and_pipes_in_the_way_are_neither_written_to_nor_waited_for() {
+        let scratch = Scratch::new();
+        let dir = scratch.path();
+        let id = "1.2.3-5-6";
+        fs::create_dir_all(dir.join(RELEASES).join(id)).unwrap();
+        symlink(format!("releases/{id}"), dir.join("current")).unwrap();
+        let precious = dir.join("precious");
+        fs::write(&precious, "precious").unwrap();
+        symlink(&precious, dir.join("floor.next")).unwrap();
+        confirm_release(dir, Some(id)).unwrap();
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+        assert_eq!(fs::read(dir.join("floor")).unwrap(), b"1.2.3\n");
+        assert!(fs::symlink_metadata(dir.join("floor")).unwrap().is_file());
+        fs::remove_file(dir.join(LOCK)).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(dir.join(LOCK)).status().unwrap();
+        assert!(made.success());
+        assert!(matches!(lock(dir), Err(InstallError::File(..))));
+        fs::remove_file(dir.join(LOCK)).unwrap();
+        symlink(dir.join("elsewhere"), dir.join(LOCK)).unwrap();
+        assert!(matches!(lock(dir), Err(InstallError::File(..))));
+        assert!(!dir.join("elsewhere").exists());
+    }
+
+    #[test]
+    fn a_rollback_that_is_excused_is_forgotten_and_any_other_is_remembered() {
+        for is_excused in [false, true] {
+            let scratch = Scratch::new();
+            let install_dir = scratch.path().to_path_buf();
+            let rolled_back = b"release=1.2.3-5-6\nreason=it did not reconnect within 1 s\nsilent=yes\n";
+            fs::write(install_dir.join("rolled-back"), rolled_back).unwrap();
+            let probation = Duration::from_secs(1);
+            let settings = Settings { install_dir, retention: 3, probation, allow_older: false };
+            assert!(standing(&settings).rolled_back.unwrap().was_silent);
+            acknowledge_rollback(&settings, is_excused).unwrap();
+            let found = standing(&settings);
+            assert_eq!((found.rolled_back, found.refused.is_empty()), (None, is_excused));
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use consensus_core::service::Supervisor;
 use consensus_core::wire::{base64, hex};
 
+use super::proxies::{ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, NO_PROXY};
 use super::release::RELEASE_KEYS;
 use super::updating::{COMMAND, INTO, PROBATION, RETENTION};
 use super::{
@@ -100,7 +101,7 @@ impl Sources<'_> {
         as_said! {
             SERVER TUNNEL_URL CANDIDATE_ID PING_SECONDS SILENCE_SECONDS MAX_REQUESTS MAX_STREAMS_OPEN MAX_INITS
             MAX_REQUEST_BODY MAX_RESPONSE_BODY MAX_HEAD CONNECT_SECONDS FIRST_BYTE_SECONDS REQUEST_SECONDS COMMAND
-            RETENTION PROBATION LOG LOG_LEVEL
+            RETENTION PROBATION LOG LOG_LEVEL HTTPS_PROXY HTTP_PROXY ALL_PROXY NO_PROXY
         }
         if let Some(ca) = self.get(&CA)? {
             let path = self.absolute(&ca)?;
@@ -132,6 +133,7 @@ impl Sources<'_> {
         // What only holds together is wrong.
         self.tunnel()?;
         self.serving()?;
+        self.proxies()?;
         Ok(found.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
 }
@@ -181,6 +183,17 @@ mod tests {
             ("NODE_PORT", "7"),
         ];
         assert_eq!(pairs(&found.unwrap()), expected);
+    }
+
+    #[test]
+    fn a_node_behind_a_proxy_is_behind_it_as_a_service_too() {
+        let server = ("CONSENSUS_SERVER_URL", "https://a.example");
+        let proxy = ("HTTPS_PROXY", "http://op:s3cret@proxy.example:3128");
+        let found = variables(&[], &[server, proxy, ("no_proxy", ".internal")]).unwrap();
+        let expected = [server, ("https_proxy", proxy.1), ("no_proxy", ".internal")];
+        assert_eq!(pairs(&found), expected);
+        let error = variables(&[], &[server, ("ALL_PROXY", "socks5://p:1")]).unwrap_err().to_string();
+        assert!(error.starts_with("ALL_PROXY: "), "{error}");
     }
 
     #[test]

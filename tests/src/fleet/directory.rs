@@ -89,6 +89,7 @@ impl Directory {
                 update_id: found.update_id,
                 version: found.version.to_string(),
                 reason: found.reason,
+                was_silent: found.was_silent,
             }),
         }
     }
@@ -132,8 +133,8 @@ impl Directory {
     }
 
     /// Takes note that the network knows of a rollback.
-    pub(super) fn acknowledge(&mut self) -> EffectResult {
-        let mut plan = Plan::acknowledge(&self.survey());
+    pub(super) fn acknowledge(&mut self, is_excused: bool) -> EffectResult {
+        let mut plan = Plan::acknowledge(&self.survey(), is_excused);
         self.carry_out(&mut plan, usize::MAX);
         EffectResult::Installed(Ok(()))
     }
@@ -182,11 +183,12 @@ impl Directory {
     }
 
     /// The wrapper gives a release up and goes back to the good one.
-    pub(super) fn give_up(&mut self, id: &str, reason: &str) {
+    pub(super) fn give_up(&mut self, id: &str, reason: &str, was_silent: bool) {
         let Some(good) = self.link("last-good") else { return };
         let record = self.file(&format!("{RELEASES}/{id}/{RECORD}")).unwrap_or_default();
         let record = String::from_utf8_lossy(record).into_owned();
-        self.put("rolled-back", format!("release={id}\nreason={reason}\n{record}"));
+        let silent = if was_silent { "silent=yes\n" } else { "" };
+        self.put("rolled-back", format!("release={id}\nreason={reason}\n{silent}{record}"));
         self.point_current(&good);
     }
 
@@ -206,7 +208,7 @@ impl Directory {
             (None, None) => None,
             (None, Some(good)) => {
                 let current = self.link("current").unwrap_or_default();
-                self.give_up(&current, "its program is missing or not executable");
+                self.give_up(&current, "its program is missing or not executable", false);
                 chosen(good, false, Some(current))
             }
             (Some(current), None) => chosen(current, false, None),
@@ -220,7 +222,8 @@ impl Directory {
                     self.point_current(&good);
                     chosen(good, false, None)
                 } else if count >= STARTS {
-                    self.give_up(&current, &format!("it was started {count} times and did not reconnect"));
+                    let reason = format!("it was started {count} times and did not reconnect");
+                    self.give_up(&current, &reason, false);
                     chosen(good, false, Some(current))
                 } else {
                     self.put("starts", format!("{current} {}\n", count + 1));
@@ -286,7 +289,7 @@ mod tests {
         assert!(back.given_up.is_some());
         let told = directory.standing(&back.release).rolled_back.unwrap();
         assert_eq!((told.update_id.as_deref(), told.version.as_str()), (Some("u-1.1.0"), "1.1.0"));
-        directory.acknowledge();
+        directory.acknowledge(false);
         assert_eq!(directory.standing(&back.release).rolled_back, None);
         assert!(
             directory

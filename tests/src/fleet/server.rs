@@ -613,7 +613,8 @@ impl World<'_> {
         self.figures.counters.rollbacks_told += u64::from(was_rolled_back);
         self.figures.counters.updates_refused += u64::from(is_refused);
         // Anything else is tried again.
-        if was_rolled_back || is_refused {
+        let is_excused = failed.message.contains("may be tried again");
+        if (was_rolled_back && !is_excused) || is_refused {
             self.server.failed.extend(at);
         }
     }

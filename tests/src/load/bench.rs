@@ -20,9 +20,10 @@ use consensus_core::wire::message::{BodyEncoding, ProxyRequest};
 use smol::{LocalExecutor, channel};
 
 use super::Kind;
-use super::meter::{self, Memory};
+use super::meter;
 use super::upstream::Upstream;
 use crate::data_plane::{Carrier, Connection};
+use crate::memory::{self, Memory};
 use crate::network::{NODE_ID, Network};
 use crate::options::Options;
 use crate::orchestrator::{Orchestrator, Record};
@@ -113,7 +114,7 @@ impl Bench {
     }
 
     pub(super) fn node_memory(&self) -> io::Result<Memory> {
-        meter::memory(self.node.pid())
+        memory::of(self.node.pid())
     }
 
     /// Makes requests for that long, so many at once, each followed by the next.

@@ -16,9 +16,9 @@ use smol::{Timer, future};
 
 use super::Kind;
 use super::bench::{Bench, all};
-use super::meter::Memory;
 use crate::backlog::Backlog;
 use crate::binaries::Shell;
+use crate::memory::Memory;
 use crate::network::NODE_ID;
 use crate::orchestrator::{FromNode, Stream};
 use crate::upstream::bytes;

@@ -7,6 +7,7 @@ mod svg;
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,8 +18,8 @@ use consensus_core::text::printable;
 use consensus_core::trace::{Difference, Header, Reader, Replay, Step, about};
 
 pub use self::corpus::{CorpusCommand, run_corpus, seeds};
-pub use self::sequence::{Entry, Side, entries};
-pub use self::svg::drawing;
+pub use self::sequence::{Entry, Side, entries, visit};
+pub use self::svg::Picture;
 
 /// The longest trace that a node writes, in bytes; longer files are not read.
 const MAX_FILE: u64 = 1024 * 1024 * 1024;
@@ -151,20 +152,26 @@ fn show(command: &ShowCommand) -> Result<(), String> {
     let trace = file(&command.file)?;
     let reader = Reader::new(&trace).map_err(|error| format!("{}: {error}", command.file.display()))?;
     let title = title(reader.header());
-    // What was read before an error is shown all the same.
-    let (entries, error) = entries(reader);
-    let mut out = io::stdout().lock();
-    let mut lines = vec![title.clone()];
-    lines.extend(entries.iter().map(Entry::line));
-    for line in lines {
-        match writeln!(out, "{line}") {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            result => result.map_err(|error| format!("standard output: {error}"))?,
+    let (mut out, mut picture) = (io::stdout().lock(), Picture::default());
+    let mut written = writeln!(out, "{title}");
+    // Line by line: a trace may be longer than this machine's memory has room for in lines. What was read before an
+    // error is shown all the same.
+    let visited = visit(reader, &mut |entry| {
+        if written.is_ok() {
+            written = writeln!(out, "{}", entry.line());
         }
+        if written.is_err() {
+            return ControlFlow::Break(());
+        }
+        picture.add(&entry);
+        ControlFlow::Continue(())
+    });
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+        result => result.map_err(|error| format!("standard output: {error}"))?,
     }
     if let Some(path) = &command.svg {
-        let drawn = std::fs::write(path, drawing(&title, &entries));
-        drawn.map_err(|error| format!("{}: {error}", path.display()))?;
+        std::fs::write(path, picture.svg(&title)).map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    error.map_or(Ok(()), Err)
+    visited
 }

@@ -1,5 +1,6 @@
 //! A trace as a sequence of lines.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use consensus_core::io::{Effect, Fetch, Input, Output};
@@ -51,16 +52,29 @@ impl Entry {
     }
 }
 
-/// All that a trace tells, and why no more where it is not whole. With secrets it is run again, for what the messages
-/// said.
-#[must_use]
-pub fn entries(reader: Reader<'_>) -> (Vec<Entry>, Option<String>) {
-    if reader.header().has_secrets() { replayed(reader) } else { told(reader) }
+/// Tells `each` all that is in a trace, one after the other, for as long as it wants more; the error says why there is
+/// no more where the trace is not whole. With secrets it is run again, for what the messages said.
+///
+/// # Errors
+/// What is wrong with the trace.
+pub fn visit(reader: Reader<'_>, each: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<(), String> {
+    if reader.header().has_secrets() { replayed(reader, each) } else { told(reader, each) }
 }
 
-fn told(mut reader: Reader<'_>) -> (Vec<Entry>, Option<String>) {
+/// All that [`visit`] tells, for short traces, and its error.
+#[must_use]
+pub fn entries(reader: Reader<'_>) -> (Vec<Entry>, Option<String>) {
+    let mut all = Vec::new();
+    let result = visit(reader, &mut |entry| {
+        all.push(entry);
+        ControlFlow::Continue(())
+    });
+    (all, result.err())
+}
+
+fn told(mut reader: Reader<'_>, each: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<(), String> {
     let started = reader.header().started.monotonic;
-    let (mut all, mut at) = (Vec::new(), Duration::ZERO);
+    let mut at = Duration::ZERO;
     loop {
         let (record, text, outward) = match reader.next_record() {
             Ok(Some((record, Record::Told { now, what }))) => {
@@ -71,8 +85,8 @@ fn told(mut reader: Reader<'_>) -> (Vec<Entry>, Option<String>) {
             Ok(Some((record, Record::End(end)))) => (record, format!("the end: {end}"), true),
             // A trace without secrets has no others: the reader sees to it.
             Ok(Some((_, Record::Input { .. } | Record::Output(_)))) => continue,
-            Ok(None) => return (all, None),
-            Err(error) => return (all, Some(error.to_string())),
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
         };
         let text = printable(&text);
         // The words are core's own: `about` makes them.
@@ -83,54 +97,57 @@ fn told(mut reader: Reader<'_>) -> (Vec<Entry>, Option<String>) {
             _ => Side::Client,
         };
         let is_news = !text.starts_with("wait") && text != "tick" && !text.ends_with("bytes were sent");
-        all.push(Entry { record, at, side, outward, text, is_news });
+        if each(Entry { record, at, side, outward, text, is_news }).is_break() {
+            return Ok(());
+        }
     }
 }
 
-fn replayed(reader: Reader<'_>) -> (Vec<Entry>, Option<String>) {
+fn replayed(reader: Reader<'_>, each: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<(), String> {
     let started = reader.header().started.monotonic;
     let spy = Spy::default();
-    let mut replay = match Replay::new(reader, spy.clone()) {
-        Ok(replay) => replay,
-        Err(error) => return (Vec::new(), Some(error.to_string())),
-    };
-    let (mut all, mut at) = (Vec::new(), Duration::ZERO);
+    let mut replay = Replay::new(reader, spy.clone()).map_err(|error| error.to_string())?;
+    let mut at = Duration::ZERO;
     let mut state = String::new();
     loop {
-        match replay.step() {
+        let entry = match replay.step() {
             Ok(Some((record, Step::Input(now, input)))) => {
                 at = now.monotonic.saturating_sub(started);
-                all.push(of_input(record, at, &input));
+                of_input(record, at, &input)
             }
-            Ok(Some((record, Step::Output(output)))) => all.push(of_output(record, at, &output)),
+            Ok(Some((record, Step::Output(output)))) => of_output(record, at, &output),
             Ok(Some((record, Step::End(end)))) => {
                 let text = format!("the end: {end}");
-                all.push(Entry { record, at, side: Side::Node, outward: true, text, is_news: true });
+                Entry { record, at, side: Side::Node, outward: true, text, is_news: true }
             }
             Ok(Some((_, Step::Difference(difference)))) => {
                 let record = difference.record;
-                return (all, Some(format!("record {record} is not what this core does: see `replay`")));
+                return Err(format!("record {record} is not what this core does: see `replay`"));
             }
-            Ok(None) => return (all, None),
-            Err(error) => return (all, Some(error.to_string())),
-        }
-        let Some(last) = all.last() else { continue };
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        };
         // A job is about what a client said; all else that is sealed or opened is of the tunnel.
-        let (record, is_job) = (last.record, last.outward);
+        let (record, is_job) = (entry.record, entry.outward);
         let side = if is_job { Side::Node } else { Side::Server };
-        for seen in spy.take() {
+        let seen = spy.take().into_iter().map(|seen| {
             let (outward, verb, data) = match &seen {
                 Seen::Opened(data) => (false, "opened", data),
                 Seen::Sealed(data) => (true, "sealed", data),
             };
             let text = format!("{verb}: {}", plain(data));
-            all.push(Entry { record, at, side, outward, text, is_news: true });
-        }
+            Entry { record, at, side, outward, text, is_news: true }
+        });
         let now = replay.node().state();
-        if now != state {
-            let text = format!("state: {now}");
+        let change = (now != state).then(|| {
             state = now;
-            all.push(Entry { record, at, side: Side::Node, outward: true, text, is_news: true });
+            let text = format!("state: {state}");
+            Entry { record, at, side: Side::Node, outward: true, text, is_news: true }
+        });
+        for entry in [entry].into_iter().chain(seen).chain(change) {
+            if each(entry).is_break() {
+                return Ok(());
+            }
         }
     }
 }

@@ -55,11 +55,36 @@ fn cut(text: &str) -> String {
     short
 }
 
+/// A picture that is being made: of any trace it holds no more than is drawn.
+#[derive(Clone, Debug, Default)]
+pub struct Picture {
+    rows: Vec<Entry>,
+    /// How many have no row any more.
+    more: u64,
+}
+
+impl Picture {
+    /// The next that happened.
+    pub fn add(&mut self, entry: &Entry) {
+        if !entry.is_news {
+            return;
+        }
+        if self.rows.len() >= MAX_ROWS {
+            self.more += 1;
+            return;
+        }
+        self.rows.push(Entry { text: cut(&entry.text), ..entry.clone() });
+    }
+
+    /// The whole as SVG.
+    #[must_use]
+    pub fn svg(&self, title: &str) -> String {
+        drawing(title, &self.rows, self.more)
+    }
+}
+
 /// The picture. Light or dark as its reader's screen is; no script, nothing from elsewhere.
-#[must_use]
-pub fn drawing(title: &str, entries: &[Entry]) -> String {
-    let news: Vec<&Entry> = entries.iter().filter(|entry| entry.is_news).collect();
-    let rows = &news[..news.len().min(MAX_ROWS)];
+fn drawing(title: &str, rows: &[Entry], more: u64) -> String {
     let height = TOP + ROW * (rows.len() + 2);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
@@ -80,7 +105,7 @@ pub fn drawing(title: &str, entries: &[Entry]) -> String {
     }
     for (row, entry) in rows.iter().enumerate() {
         let y = TOP + ROW * row;
-        let text = escaped(&cut(&entry.text));
+        let text = escaped(&entry.text);
         let _ = write!(out, "<text class=\"dim\" x=\"4\" y=\"{y}\">{:.3}</text>", entry.at.as_secs_f64());
         let (node, other) = (column(Side::Node), column(entry.side));
         if entry.side == Side::Node {
@@ -99,9 +124,9 @@ pub fn drawing(title: &str, entries: &[Entry]) -> String {
             line + 3
         );
     }
-    if news.len() > rows.len() {
+    if more > 0 {
         let y = TOP + ROW * rows.len();
-        let _ = writeln!(out, "<text x=\"12\" y=\"{y}\">and {} more</text>", news.len() - rows.len());
+        let _ = writeln!(out, "<text x=\"12\" y=\"{y}\">and {more} more</text>");
     }
     out.push_str("</svg>\n");
     out
@@ -124,7 +149,10 @@ mod tests {
             text: hostile.to_owned(),
             is_news: true,
         };
-        let svg = drawing(hostile, &[entry.clone(), Entry { is_news: false, ..entry }]);
+        let mut picture = Picture::default();
+        picture.add(&entry);
+        picture.add(&Entry { is_news: false, ..entry });
+        let svg = picture.svg(hostile);
         assert!(!svg.contains("<script") && !svg.contains('\u{1b}'), "{svg}");
         assert_eq!(svg.matches("&lt;script&gt;").count(), 3, "title, heading and one row: {svg}");
         assert!(svg.contains("1.500") && svg.contains("prefers-color-scheme:dark"));
@@ -136,7 +164,12 @@ mod tests {
         let (record, at) = (1, Duration::ZERO);
         let entry =
             Entry { record, at, side: Side::Node, outward: true, text: "é".repeat(500), is_news: true };
-        let svg = drawing("long", &vec![entry; MAX_ROWS + 7]);
+        let mut picture = Picture::default();
+        for _ in 0..MAX_ROWS + 7 {
+            picture.add(&entry);
+        }
+        assert_eq!(picture.rows.len(), MAX_ROWS, "no more is held than is drawn");
+        let svg = picture.svg("long");
         assert!(svg.contains("and 7 more"));
         assert!(svg.contains(&format!("{}…</text>", "é".repeat(MAX_TEXT))));
     }

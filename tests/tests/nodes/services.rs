@@ -228,7 +228,12 @@ fn what_the_unit_of_a_user_says_starts_a_node_with_its_settings(shell: Shell) {
     let settings = world.dir.join("node.env");
     assert_eq!(fs::metadata(&settings).unwrap().permissions().mode() & 0o777, 0o600);
     let unit = fs::read_to_string(world.unit()).unwrap();
-    assert_eq!(values(&unit, "EnvironmentFile"), [format!("-{}", settings.display()).replace('%', "%%")]);
+    // The path is a pattern, and in it `%` begins a specifier.
+    let mut path = settings.display().to_string().replace('\\', "\\\\").replace('%', "%%");
+    for special in ['*', '?', '['] {
+        path = path.replace(special, &format!("\\{special}"));
+    }
+    assert_eq!(values(&unit, "EnvironmentFile"), [format!("-{path}")]);
     let command = words(values(&unit, "ExecStart")[0]);
     // As systemd does it: nothing of its own environment but a path, what the unit says, and the file.
     let mut started = Command::new("/bin/sh");

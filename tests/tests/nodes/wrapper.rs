@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,7 +12,7 @@ use consensus_testbed::orchestrator::Record;
 use consensus_testbed::process::NodeProcess;
 use consensus_testbed::release;
 
-use crate::lab::{CONTROL, LONG, line, said, stop, with_both_shells};
+use crate::lab::{CONTROL, LONG, disconnected, line, said, stop, with_both_shells};
 use crate::updates::{Installed, OWN, answer, apply, assert_failed, prepare, start_by, start_wrapped};
 
 with_both_shells! {
@@ -24,6 +25,7 @@ with_both_shells! {
     a_node_that_outlived_its_wrapper_is_ended_before_the_next_is_started
     a_hanging_release_that_outlived_its_wrapper_is_ended_and_given_up
     a_release_waits_while_another_node_has_the_state_directory
+    a_good_release_that_was_given_up_while_the_network_was_away_is_taken_again
 }
 
 /// What makes the wrapper quick to judge.
@@ -247,4 +249,127 @@ fn a_release_waits_while_another_node_has_the_state_directory(shell: Shell) {
     assert_eq!(installed.target("last-good"), installed.target("current"));
     assert!(!said(&wrapped).contains("given up"), "{}", said(&wrapped));
     stop(wrapped);
+}
+
+fn a_good_release_that_was_given_up_while_the_network_was_away_is_taken_again(shell: Shell) {
+    let mut installed = Installed::new(shell);
+    let env = [("CONSENSUS_NODE_PROBATION", "8"), ("CONSENSUS_NODE_STOP_SECONDS", "2")];
+    let node = start_wrapped(&installed, &env);
+    installed.lab.ready(&node, 1);
+    let manifest = offer(&installed, &own_program(&installed));
+    let lab = &installed.lab;
+    assert_eq!(answer(lab, &node, &prepare(lab, "u-1", manifest.clone()))["type"], "update_ready");
+    assert_eq!(answer(lab, &node, &apply(lab, "u-1", 1000))["type"], "ack");
+    installed.lab.network.orchestrator.go_down();
+    let given_up = line(&node, 0, "a rollback", |line| line.text.contains("did not reconnect within 8 s"));
+    // The one that is known to work finds nobody either.
+    disconnected(&node, node.mark_after(&given_up, 0), "cannot be reached");
+    installed.lab.network.orchestrator.come_back().unwrap();
+    let lab = &installed.lab;
+    lab.ready(&node, 2);
+    let (_, failed) = lab.record(&node, 0, "the rollback", |record| match record {
+        Record::Message { message, .. } if message["type"] == "update_failed" => Some(message.clone()),
+        _ => None,
+    });
+    assert_failed(&failed, "apply_failed", "may be tried again");
+    assert!(installed.target("current").ends_with(OWN));
+    assert_eq!(answer(lab, &node, &prepare(lab, "u-2", manifest))["type"], "update_ready");
+    assert_eq!(answer(lab, &node, &apply(lab, "u-2", 0))["type"], "ack");
+    line(&node, 0, "a confirmation", |line| line.event() == "update_confirmed");
+    assert_eq!(installed.target("last-good"), installed.target("current"));
+    assert!(!installed.target("current").ends_with(OWN));
+    stop(node);
+}
+
+/// An install directory of shell scripts: one that is good, and one on probation. It is removed with the value.
+struct Bare(PathBuf);
+
+impl Bare {
+    fn new(name: &str, good: &str, new: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("consensus-wrapper-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        for (id, body) in [("1.0.0-1-1", good), ("2.0.0-2-2", new)] {
+            let bin = dir.join("releases").join(id).join("bin");
+            fs::create_dir_all(&bin).unwrap();
+            fs::write(bin.join("consensus-node"), format!("#!/bin/sh\n{body}")).unwrap();
+            fs::set_permissions(bin.join("consensus-node"), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        symlink("releases/1.0.0-1-1", dir.join("last-good")).unwrap();
+        symlink("releases/2.0.0-2-2", dir.join("current")).unwrap();
+        fs::copy(wrapper(), dir.join("run-node.sh")).unwrap();
+        Self(dir)
+    }
+
+    /// The wrapper in it, by that shell; a quit is not ignored, whatever started these tests.
+    fn wrapper(&self, interpreter: &str) -> Command {
+        let mut command = Command::new("env");
+        command.args(["--default-signal=QUIT", interpreter]).arg(self.0.join("run-node.sh"));
+        command.env("CONSENSUS_NODE_INSTALL_DIR", &self.0).stderr(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a release does that proves itself after a while, and ends.
+const PROVES: &str =
+    "sleep 2; ln -sfn releases/2.0.0-2-2 \"$CONSENSUS_NODE_INSTALL_DIR/last-good\"; exit 3\n";
+
+#[test]
+fn a_count_or_a_time_that_makes_no_sense_costs_a_release_nothing() {
+    for interpreter in ["dash", "bash"] {
+        let bare = Bare::new(&format!("count-{interpreter}"), "exit 0\n", PROVES);
+        // Octal, to a shell that reckons with it.
+        fs::write(bare.0.join("starts"), "2.0.0-2-2 08\n").unwrap();
+        let mut command = bare.wrapper(interpreter);
+        command.env("CONSENSUS_NODE_PROBATION", "0").env("CONSENSUS_NODE_STARTS", "9");
+        assert_eq!(command.status().unwrap().code(), Some(3), "{interpreter}");
+        assert_eq!(fs::read_to_string(bare.0.join("starts")).unwrap(), "2.0.0-2-2 1\n");
+    }
+}
+
+#[test]
+fn a_release_that_is_gone_is_not_held_to_have_failed() {
+    for gone in ["2.0.0-2-2", "-rf"] {
+        let bare = Bare::new("gone", "exit 4\n", PROVES);
+        fs::remove_file(bare.0.join("current")).unwrap();
+        symlink(format!("releases/{gone}"), bare.0.join("current")).unwrap();
+        fs::remove_dir_all(bare.0.join("releases/2.0.0-2-2")).unwrap();
+        assert_eq!(bare.wrapper("sh").status().unwrap().code(), Some(4));
+        assert_eq!(fs::read_link(bare.0.join("current")).unwrap(), Path::new("releases/1.0.0-1-1"));
+        assert!(!bare.0.join("rolled-back").exists(), "{gone}");
+    }
+}
+
+#[test]
+fn folders_that_the_shell_is_told_to_look_in_do_not_count() {
+    for interpreter in ["dash", "bash"] {
+        let bare = Bare::new(&format!("cdpath-{interpreter}"), "exit 0\n", PROVES);
+        let elsewhere = bare.0.join("elsewhere");
+        fs::create_dir_all(elsewhere.join("runtime")).unwrap();
+        symlink(&bare.0, bare.0.join("runtime")).unwrap();
+        let mut command = Command::new(interpreter);
+        command.arg("runtime/run-node.sh").current_dir(&bare.0).env("CDPATH", &elsewhere);
+        command.env_remove("CONSENSUS_NODE_INSTALL_DIR").env("HOME", &elsewhere);
+        assert_eq!(command.status().unwrap().code(), Some(3), "{interpreter}");
+    }
+}
+
+#[test]
+fn a_wrapper_that_is_told_to_quit_leaves_no_node_behind() {
+    for interpreter in ["dash", "bash"] {
+        let waits =
+            "trap 'exit 5' TERM\necho $$ >\"$CONSENSUS_NODE_INSTALL_DIR/pid\"\nwhile :; do sleep 1; done\n";
+        let bare = Bare::new(&format!("quit-{interpreter}"), "exit 0\n", waits);
+        let mut wrapper = bare.wrapper(interpreter).spawn().unwrap();
+        let node = await_file(&bare.0.join("pid"));
+        let quit = Command::new("kill").args(["-QUIT", &wrapper.id().to_string()]).status().unwrap();
+        assert!(quit.success());
+        assert_eq!(wrapper.wait().unwrap().code(), Some(5), "{interpreter}");
+        assert!(!runs(node.trim()));
+    }
 }

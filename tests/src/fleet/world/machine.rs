@@ -138,7 +138,7 @@ impl World<'_> {
         let Chosen { release, on_probation, .. } = &process.release;
         let is_good = self.directory.is_good(release);
         if process.is_late && !is_good {
-            self.directory.give_up(release, "it did not reconnect within 120 s");
+            self.directory.give_up(release, "it did not reconnect within 120 s", true);
             self.given_up(&release.clone());
         }
         if self.has_planted(Planted::LostPrograms) && is_updating {
@@ -212,7 +212,7 @@ impl World<'_> {
             Effect::Inspect { .. }
             | Effect::Measure(_)
             | Effect::ConfirmRelease
-            | Effect::AcknowledgeRollback => self.dice.millis(10, 200),
+            | Effect::AcknowledgeRollback { .. } => self.dice.millis(10, 200),
         };
         self.after(after, What::Effect { process: number, id, effect: Box::new(effect) });
     }
@@ -279,7 +279,7 @@ impl World<'_> {
                 self.check_bootable();
                 result
             }
-            Effect::AcknowledgeRollback => self.directory.acknowledge(),
+            Effect::AcknowledgeRollback { is_excused } => self.directory.acknowledge(is_excused),
             Effect::Measure(_) => EffectResult::Measured(Err("nothing is measured here".into())),
             Effect::Fetch(_) => {
                 let error = FetchError { kind: FetchErrorKind::Busy, detail: String::new() };
