@@ -181,7 +181,7 @@ subcommand! {
         (code "CODE" "the code of the email that an earlier setup had sent")
         (machine_id "ID" "your own id for this machine (CONSENSUS_MACHINE_ID; default: the one in machine.json)")
         (address_service "URL" "answers with the address it sees, as plain text; may be given again (CONSENSUS_ADDRESS_SERVICES, with commas between, or none; default: https://icanhazip.com/, https://ident.me/, https://ifconfig.co/ip)")
-        (service "YES" "whether a supervisor keeps the node: yes or no (default yes, where there is one)")
+        (service "ANSWER" "whether a supervisor keeps the node: yes or no (default yes, where there is one)")
         (supervisor "NAME" "which: systemd, launchd or pm2, for this user (default: what this machine has)")
         (user "let it keep the node also where this user is root: for a lab")
         (yes "agree (see --agreement), ask nothing, and use what an earlier setup left")
