@@ -7,7 +7,7 @@
 //! addresses.
 
 mod metrics;
-mod page;
+pub(crate) mod page;
 mod report;
 
 use alloc::collections::{BTreeMap, VecDeque};

@@ -24,9 +24,11 @@ use crate::state::{JoinAuth, MachineRecord, Registration};
 
 mod address;
 mod answers;
+pub mod gate;
 mod machine;
 mod progress;
 mod texts;
+pub mod view;
 
 pub use self::address::{ADDRESS_SERVICES, Family, MAX_SERVICES};
 pub use self::answers::{Answers, MAX_ANSWER};

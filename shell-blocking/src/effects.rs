@@ -143,6 +143,7 @@ fn perform_blocking(
                 measurement,
                 turn,
                 &mut |fraction| log.progress(action, fraction),
+                &mut |node_rps| log.window(node_rps),
                 cancelled,
             );
             EffectResult::Measured(report)

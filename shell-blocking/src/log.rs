@@ -44,9 +44,23 @@ pub enum Format {
     Text,
 }
 
+/// Somebody who hears what a log is told, before anything is left out: a page that shows it.
+pub trait Listener: Send + Sync {
+    /// Something the node tells.
+    fn event(&self, event: &Event);
+    /// A warning, or worse, of the shell.
+    fn warning(&self, text: &str);
+    /// As [`Log::progress`].
+    fn progress(&self, action: &str, fraction: f32);
+    /// As [`Log::window`].
+    fn window(&self, node_rps: f64);
+    /// As [`Log::downloaded`].
+    fn downloaded(&self, received: u64, total: Option<u64>);
+}
+
 /// A log; cheap to clone, and all clones write to the same place.
 #[derive(Clone)]
-pub struct Log(Arc<Inner>);
+pub struct Log(Arc<Inner>, Option<Arc<dyn Listener>>);
 
 struct Inner {
     format: Format,
@@ -132,7 +146,27 @@ impl Log {
     ) -> Self {
         let kinds = Vec::new();
         let state = Mutex::new(State { out, drawn: false, shown: None, is_stderr, left_out: 0, kinds });
-        Self(Arc::new(Inner { format, level, live, color, state }))
+        Self(Arc::new(Inner { format, level, live, color, state }), None)
+    }
+
+    /// The same log, with somebody who hears what this clone, and clones of it, are told.
+    #[must_use]
+    pub fn heard_by(&self, listener: Arc<dyn Listener>) -> Self {
+        Self(Arc::clone(&self.0), Some(listener))
+    }
+
+    /// A window of a measurement is whole: requests a second of the node's own time. For listeners alone.
+    pub fn window(&self, node_rps: f64) {
+        if let Some(listener) = &self.1 {
+            listener.window(node_rps);
+        }
+    }
+
+    /// How much of a release is there, in bytes. For listeners alone.
+    pub fn downloaded(&self, received: u64, total: Option<u64>) {
+        if let Some(listener) = &self.1 {
+            listener.downloaded(received, total);
+        }
     }
 
     /// Whether lines of this level are written.
@@ -149,6 +183,9 @@ impl Log {
 
     /// Something the node tells.
     pub fn event(&self, event: &Event) {
+        if let Some(listener) = &self.1 {
+            listener.event(event);
+        }
         if !self.enabled(event.level()) {
             return;
         }
@@ -185,6 +222,9 @@ impl Log {
         text: &str,
         members: &[(&str, Value)],
     ) {
+        if let Some(listener) = self.1.as_ref().filter(|_| level >= Level::Warn) {
+            listener.warning(text);
+        }
         if !self.enabled(level) {
             return;
         }
@@ -200,6 +240,9 @@ impl Log {
     /// How far a measurement is: `fraction` from 0 to 1. A terminal shows it in place; anything else gets a line at
     /// most every ten percent.
     pub fn progress(&self, action: &str, fraction: f32) {
+        if let Some(listener) = &self.1 {
+            listener.progress(action, fraction);
+        }
         if !self.enabled(Level::Info) {
             return;
         }

@@ -30,7 +30,8 @@ pub const fn action(measurement: Measurement) -> &'static str {
 }
 
 /// Carries out one measurement on this thread. `turn` makes that many turns of the shell's own scheduler;
-/// `progress` hears from 0 to 1; `cancelled` is asked between steps of at most a few tens of milliseconds.
+/// `progress` hears from 0 to 1; `window` hears of each whole window, in requests a second of the node's own time;
+/// `cancelled` is asked between steps of at most a few tens of milliseconds.
 ///
 /// # Errors
 /// Cancelled, or not possible on this machine; for people.
@@ -38,6 +39,7 @@ pub fn measure(
     measurement: Measurement,
     turn: &mut dyn FnMut(u64),
     progress: &mut dyn FnMut(f32),
+    window: &mut dyn FnMut(f64),
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Report, String> {
     match measurement {
@@ -59,7 +61,7 @@ pub fn measure(
             let rng = Drbg::new(system::seed()?);
             let job = Job::new(measurement, Provider::default(), rng)
                 .ok_or_else(|| format!("{} is not measured by this release", action(measurement)))?;
-            run(job, turn, progress, cancelled)
+            run(job, turn, progress, window, cancelled)
         }
     }
 }
@@ -68,8 +70,10 @@ fn run(
     mut job: Job<Provider>,
     turn: &mut dyn FnMut(u64),
     progress: &mut dyn FnMut(f32),
+    window: &mut dyn FnMut(f64),
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Report, String> {
+    let mut windows = 0;
     loop {
         if cancelled() {
             return Err(cancelled_error());
@@ -88,6 +92,10 @@ fn run(
             Step::Clocks => {
                 job.clocked(system::now().monotonic, system::thread_time());
                 progress(job.progress());
+                for ended in job.windows().get(windows..).unwrap_or_default() {
+                    windows += 1;
+                    window(ended.node_rps);
+                }
                 continue;
             }
             Step::Done(report) => return Ok(*report),
@@ -255,6 +263,7 @@ mod tests {
                 thread::sleep(Duration::from_millis(5));
             },
             &mut |fraction| last = fraction,
+            &mut |_| {},
             &|| false,
         );
         let Ok(Report::EventLoop(result)) = report else { panic!("{report:?}") };
@@ -266,7 +275,7 @@ mod tests {
     fn a_cancelled_measurement_ends_soon() {
         let start = Instant::now();
         let cancelled = || start.elapsed().as_millis() > 50;
-        let report = measure(Measurement::Cpu, &mut |_| {}, &mut |_| {}, &cancelled);
+        let report = measure(Measurement::Cpu, &mut |_| {}, &mut |_| {}, &mut |_| {}, &cancelled);
         assert_eq!(report, Err("cancelled".to_string()));
         assert!(start.elapsed().as_millis() < 1000);
     }
@@ -316,10 +325,13 @@ mod tests {
     fn requests_are_served_and_timed_and_the_thread_has_its_time_told() {
         let mut last = 0.0;
         let sustained = Measurement::Sustained { duration_ms: 300, window_ms: 100 };
-        let report = measure(sustained, &mut |_| {}, &mut |fraction| last = fraction, &|| false);
+        let (mut tell, mut heard) = (|fraction| last = fraction, Vec::new());
+        let report = measure(sustained, &mut |_| {}, &mut tell, &mut |rps| heard.push(rps), &|| false);
         let Ok(Report::Sustained(report)) = report else { panic!("{report:?}") };
         assert_eq!(last, 1.0);
         assert!(!report.windows.is_empty() && report.total_requests > 0, "{report:?}");
+        let windows: Vec<f64> = report.windows.iter().map(|window| window.node_rps).collect();
+        assert_eq!(heard, windows);
         assert!(report.node_rps_min_window > 0.0 && report.cpu_time_ratio > 0.0, "{report:?}");
         assert!(report.cpu_time_ratio <= 1.01, "no thread has more than one processor: {report:?}");
     }

@@ -34,6 +34,8 @@ pub mod key {
     pub const SHIFT: &str = "\u{e008}";
     /// Goes down in a list.
     pub const DOWN: &str = "\u{e015}";
+    /// Goes to the end.
+    pub const END: &str = "\u{e010}";
 }
 
 /// A browser with one page. Dropping it ends it.
@@ -57,6 +59,14 @@ impl Browser {
     /// # Errors
     /// The programs are missing, or no browser comes of them.
     pub fn start() -> io::Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// Starts one with these arguments as well.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(arguments: &[&str]) -> io::Result<Self> {
         let profile = Home::new()?;
         let mut command = Command::new("chromedriver");
         command.arg("--port=0").env("HOME", profile.root()).env("TMPDIR", profile.root());
@@ -69,10 +79,18 @@ impl Browser {
             Self { driver, _says: BufReader::new(stdout), url: String::new(), _profile: profile };
         let port = port(&mut browser._says)?;
         let driver = format!("http://127.0.0.1:{port}/session");
-        let options = json!({"args": [
-            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--window-size=1100,900",
-        ]});
+        let mut all = vec![
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--window-size=1100,900",
+        ];
+        all.extend(arguments);
+        let options = json!({ "args": all });
         let wanted = json!({
             "browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"},
         });

@@ -28,6 +28,11 @@ pub(super) fn response(path: &str) -> LocalResponse {
         JS => ("text/javascript", include_str!("page/page.js")),
         _ => ("text/html", include_str!("page/page.html")),
     };
+    file(kind, text)
+}
+
+/// A file of a page, with what its browser is told about it.
+pub(crate) fn file(kind: &str, text: &str) -> LocalResponse {
     let header = |name: &str, value: &str| (name.to_string(), value.to_string());
     let headers = Vec::from([
         header("content-type", &[kind, "; charset=utf-8"].concat()),
@@ -41,32 +46,32 @@ pub(super) fn response(path: &str) -> LocalResponse {
     LocalResponse { status: 200, headers, body: text.as_bytes().to_vec() }
 }
 
+/// Looks for what a page must not have.
+#[cfg(test)]
+pub(crate) fn assert_needs_nothing(texts: &[&str; 3], most: usize) {
+    assert!(texts.iter().map(|text| text.len()).sum::<usize>() < most);
+    for text in texts {
+        for bad in
+            ["innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "@import", "url(", "//"]
+        {
+            // The name of the SVG language is no address.
+            let text = text.replace("http://www.w3.org/2000/svg", "");
+            assert!(!text.contains(bad), "{bad}");
+        }
+    }
+    for bad in [" style=", " onclick=", "<style", "<script>"] {
+        assert!(!texts[0].contains(bad), "{bad}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn the_page_is_small_and_needs_nothing_from_elsewhere() {
         let texts =
             [include_str!("page/page.html"), include_str!("page/page.css"), include_str!("page/page.js")];
-        assert!(texts.iter().map(|text| text.len()).sum::<usize>() < 24 * 1024);
-        for text in texts {
-            for bad in [
-                "innerHTML",
-                "outerHTML",
-                "insertAdjacent",
-                "document.write",
-                "eval(",
-                "@import",
-                "url(",
-                "//",
-            ] {
-                // The name of the SVG language is no address.
-                let text = text.replace("http://www.w3.org/2000/svg", "");
-                assert!(!text.contains(bad), "{bad}");
-            }
-        }
-        let html = texts[0];
-        for bad in [" style=", " onclick=", "<style", "<script>"] {
-            assert!(!html.contains(bad), "{bad}");
-        }
+        assert_needs_nothing(&texts, 24 * 1024);
     }
 }

@@ -156,6 +156,15 @@ impl<C: Crypto> Job<C> {
         }
     }
 
+    /// The windows that are whole, first to last: of a measurement that has them.
+    #[must_use]
+    pub fn windows(&self) -> &[report::Window] {
+        match &self.work {
+            Work::Sustained(job) => job.windows(),
+            Work::Sampled(_) | Work::Composite(_) | Work::Failed(_) => &[],
+        }
+    }
+
     /// How much of the measurement is done, from 0 to 1; never falls.
     #[must_use]
     pub fn progress(&self) -> f32 {

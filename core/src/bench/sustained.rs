@@ -134,6 +134,10 @@ impl<C: Crypto> Sustained<C> {
         self.node = Duration::ZERO;
     }
 
+    pub(super) fn windows(&self) -> &[Window] {
+        &self.windows
+    }
+
     pub(super) fn progress(&self) -> f32 {
         if self.done {
             return 1.0;

@@ -254,6 +254,13 @@ impl Setup {
         self.finish.as_ref()
     }
 
+    /// Where it is, by the name of what was begun last: `resume`, `server`, `keep_node`, `agreement`, `release`,
+    /// `addresses`, `region`, `evaluation`, `email`, `payouts`, `confirm`, `register`, `service` or `done`.
+    #[must_use]
+    pub fn part(&self) -> &'static str {
+        self.session.heading.unwrap_or(Stage::Resume).as_str()
+    }
+
     /// What to do next; the same until it is dealt with.
     #[must_use]
     pub fn next(&mut self, now: Now) -> Step {

@@ -33,7 +33,7 @@ use consensus_core::text::printable;
 use serde_json::Value;
 
 use self::options::{Invocation, Name, NoInvocation};
-use crate::log::Log;
+use crate::log::{Listener, Log};
 use crate::runtime_api::{Environment, Provider, Runtime};
 use crate::settings::{Common, File, Sources, UsageError, proxy_warnings};
 use crate::state_dir::{FileError, LoadedIdentity, LockError, StateDir};
@@ -247,6 +247,12 @@ struct Setup {
 }
 
 impl Setup {
+    /// The same, with somebody who hears what the log is told.
+    fn heard_by(&self, listener: Arc<dyn Listener>) -> Self {
+        let (common, proxies) = (self.common.clone(), Arc::clone(&self.proxies));
+        Self { common, log: self.log.heard_by(listener), proxies }
+    }
+
     /// The state directory as it is; nothing is made.
     fn state_dir(&self) -> StateDir {
         StateDir::at(&self.common.state_dir)

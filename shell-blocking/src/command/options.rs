@@ -184,6 +184,8 @@ subcommand! {
         (service "ANSWER" "whether a supervisor keeps the node: yes or no (default yes, where there is one)")
         (supervisor "NAME" "which: systemd, launchd or pm2, for this user (default: what this machine has)")
         (user "let it keep the node also where this user is root: for a lab")
+        (browser_port "PORT" "where the page of --browser is (default: any that is free)")
+        (browser "ask on a page in a browser of this machine, whose address is printed, instead of here")
         (yes "agree (see --agreement), ask nothing, and use what an earlier setup left")
         (agreement "print what you agree to, and do nothing else")
         (skip_release "stay with this program, whatever release the network requires: for builds from source")

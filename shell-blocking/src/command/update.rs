@@ -129,12 +129,16 @@ pub(super) fn fetch(
     surroundings: &mut Surroundings<'_>,
     cancelled: &Arc<AtomicBool>,
 ) -> Result<Downloaded, DownloadError> {
-    if !surroundings.is_terminal {
-        let mut lines = Lines::default();
-        return download(request, &mut |progress| lines.tell(progress, log), cancelled);
-    }
-    let mut bar = Bar::default();
-    let result = download(request, &mut |progress| bar.draw(progress, surroundings.stderr), cancelled);
+    let (mut lines, mut bar) = (Lines::default(), Bar::default());
+    let mut tell = |progress: Progress| {
+        log.downloaded(progress.received, progress.total);
+        if surroundings.is_terminal {
+            bar.draw(progress, surroundings.stderr);
+        } else {
+            lines.tell(progress, log);
+        }
+    };
+    let result = download(request, &mut tell, cancelled);
     bar.end(surroundings.stderr);
     result
 }

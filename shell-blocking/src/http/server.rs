@@ -29,6 +29,7 @@ pub const SWITCHING_PROTOCOLS: u16 = 101;
 pub struct Connection {
     unread: Vec<u8>,
     state: State,
+    max_body: usize,
 }
 
 enum State {
@@ -111,7 +112,13 @@ impl Connection {
     /// A connection that nothing came on yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { unread: Vec::new(), state: State::Head { end: HeadEnd::default() } }
+        Self::with_max_body(MAX_LOCAL_BODY)
+    }
+
+    /// One that refuses larger bodies, in bytes.
+    #[must_use]
+    pub fn with_max_body(max_body: usize) -> Self {
+        Self { unread: Vec::new(), state: State::Head { end: HeadEnd::default() }, max_body }
     }
 
     /// Takes what came. Call it only when [`next`](Self::next) wanted more: that keeps what is buffered bounded by
@@ -169,7 +176,7 @@ impl Connection {
                     return Ok(Step::Read);
                 };
                 let head: Vec<u8> = self.unread.drain(..length).collect();
-                let (request, body, then, wants_continue) = read_head(&head)?;
+                let (request, body, then, wants_continue) = read_head(&head, self.max_body)?;
                 if wants_continue && self.unread.is_empty() && !body.is_complete() {
                     self.state = State::Body { request, body, then };
                     return Ok(Step::Write(CONTINUE.to_vec()));
@@ -195,7 +202,7 @@ impl Connection {
         mut body: Body,
         then: Then,
     ) -> Result<Step, Refusal> {
-        let taken = body.read(&self.unread, &mut request.body, MAX_LOCAL_BODY)?;
+        let taken = body.read(&self.unread, &mut request.body, self.max_body)?;
         if taken == self.unread.len() {
             self.unread.clear();
         } else {
@@ -315,7 +322,7 @@ impl From<ureq_proto::Error> for Refusal {
 }
 
 /// Reads a whole head: the request without its body, the framing of that, and whether the client waits for 100.
-fn read_head(head: &[u8]) -> Result<(LocalRequest, Body, Then, bool), Refusal> {
+fn read_head(head: &[u8], max_body: usize) -> Result<(LocalRequest, Body, Then, bool), Refusal> {
     let mut reply = Reply::<RecvRequest>::new()?;
     // Without this ureq-proto takes a HEAD with a length for one without a body, and the body for the next request.
     reply.force_recv_body();
@@ -324,7 +331,7 @@ fn read_head(head: &[u8]) -> Result<(LocalRequest, Body, Then, bool), Refusal> {
     let headers = request.headers();
     let http10 = request.version() == Version::HTTP_10;
     check_host(http10, headers)?;
-    let body = framing(http10, headers)?;
+    let body = framing(http10, headers, max_body)?;
     let wants_continue = match headers.get(EXPECT) {
         Some(_) if http10 => false,
         Some(value) if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => true,
@@ -370,7 +377,7 @@ fn check_host(http10: bool, headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// The framing of a request's body. A request with neither a length nor a coding has none, whatever its method.
-fn framing(http10: bool, headers: &HeaderMap) -> Result<Body, Refusal> {
+fn framing(http10: bool, headers: &HeaderMap, max_body: usize) -> Result<Body, Refusal> {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let length = match (lengths.next(), lengths.next()) {
         (None, _) => None,
@@ -384,7 +391,7 @@ fn framing(http10: bool, headers: &HeaderMap) -> Result<Body, Refusal> {
     };
     match (coding(headers), length) {
         (Coding::None, None) => Ok(Body::Length(0)),
-        (Coding::None, Some(length)) if length > MAX_LOCAL_BODY as u64 => Err(BODY_TOO_LARGE),
+        (Coding::None, Some(length)) if length > max_body as u64 => Err(BODY_TOO_LARGE),
         (Coding::None, Some(length)) => Ok(Body::Length(length)),
         (Coding::Chunked | Coding::Other, Some(_)) => {
             Err(bad("the request has both a length and a transfer coding"))
@@ -663,6 +670,14 @@ mod tests {
         assert_eq!(refused(&format!("GET / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n")), 413);
         let chunk = format!("POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{length:x}\r\n");
         assert_eq!(refused(&chunk), 413);
+        for (length, is_read) in [(5, true), (6, false)] {
+            let mut connection = Connection::with_max_body(5);
+            let body = "x".repeat(length);
+            connection.received(
+                format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}").as_bytes(),
+            );
+            assert_eq!(matches!(connection.next(NOW), Step::Request(_)), is_read);
+        }
     }
 
     #[test]

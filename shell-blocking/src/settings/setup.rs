@@ -5,7 +5,7 @@ use consensus_core::setup::{ADDRESS_SERVICES, Answers, Invalid, MAX_SERVICES, Qu
 use super::release::REPEATED;
 use super::{
     CODE, CONTACT, EMAIL, EMAIL_VERIFICATION_TOKEN, EVM_ADDRESS, ICP_ADDRESS, IPV4, IPV6, MACHINE_ID, PORT,
-    SERVER, SOLANA_ADDRESS, Setting, Sources, UsageError, VERIFICATION_ID,
+    SERVER, SOLANA_ADDRESS, Setting, Sources, UsageError, VERIFICATION_ID, read_number,
 };
 
 /// What `setup` is told.
@@ -23,6 +23,10 @@ pub struct SettingUp {
     pub address_services: Vec<String>,
     /// Whether the operator agrees, and is not to be asked.
     pub yes: bool,
+    /// Whether the questions are asked on a page.
+    pub browser: bool,
+    /// Where that is served; 0 is any port that is free.
+    pub browser_port: u16,
     /// Whether this program stays.
     pub skip_release: bool,
 }
@@ -51,6 +55,9 @@ pub(super) const ADDRESS_SERVICE: Setting<Vec<String>> = Setting::new(
     "1 to 8 https:// or http:// URLs, separated by commas, or none",
     read_services,
 );
+
+const BROWSER_PORT: Setting<u16> =
+    Setting::new("--browser-port", &[], "a port from 1 to 65535", |text| read_number(text, 1, 65_535));
 
 fn read_services(text: &str) -> Result<Vec<String>, String> {
     if text == "none" {
@@ -86,6 +93,17 @@ impl Sources<'_> {
             return Err(UsageError::new("--verification-id is of a code; give --code too"));
         }
         let services = self.get(&ADDRESS_SERVICE)?;
+        let (yes, browser) = (self.switch("--yes"), self.switch("--browser"));
+        if yes && browser {
+            let text = "--yes asks nothing, and --browser is for questions; give one of them";
+            return Err(UsageError::new(text));
+        }
+        let browser_port = self.get(&BROWSER_PORT)?;
+        if browser_port.is_some() && !browser {
+            return Err(UsageError::new(
+                "--browser-port is where the page of --browser is; give --browser too",
+            ));
+        }
         Ok(SettingUp {
             given,
             email_token: self.get(&EMAIL_VERIFICATION_TOKEN)?,
@@ -93,7 +111,9 @@ impl Sources<'_> {
             code,
             address_services: services
                 .unwrap_or_else(|| ADDRESS_SERVICES.iter().map(|service| (*service).to_string()).collect()),
-            yes: self.switch("--yes"),
+            yes,
+            browser,
+            browser_port: browser_port.unwrap_or_default(),
             skip_release: self.switch("--skip-release"),
         })
     }
@@ -157,6 +177,14 @@ mod tests {
         assert_eq!(of(&format!("http://a{REPEATED}http://b")).unwrap().len(), 2);
         for wrong in ["", "a", "ftp://a", "http://a,,http://b", &["http://a"; 9].join(",")] {
             assert!(of(wrong).unwrap_err().to_string().starts_with("--address-service: "), "{wrong}");
+        }
+        for (options, word) in [
+            (&[("--yes", "true"), ("--browser", "true")][..], "--browser"),
+            (&[("--browser-port", "80")], "give --browser"),
+            (&[("--browser", "true"), ("--browser-port", "0")], "--browser-port"),
+        ] {
+            let error = with(options, &[], |sources| sources.setting_up()).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
         }
         let half = with(&[("--verification-id", "v")], &[], |sources| sources.setting_up()).unwrap_err();
         assert!(half.to_string().contains("--code"));

@@ -29,7 +29,7 @@ fn blocking() {
     figures_move_while_traffic_runs_and_agree_with_the_metrics(Shell::Blocking);
 }
 
-fn screenshots() -> PathBuf {
+pub(crate) fn screenshots() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/screenshots")
 }
 
@@ -173,7 +173,7 @@ fn looks(browser: &Browser, shell: Shell) {
 }
 
 /// The least contrast (WCAG 2.2) of a text with what is behind it, and the page's own background.
-const CONTRAST: &str = "
+pub(crate) const CONTRAST: &str = "
     const parts = (color) => color.match(/[0-9.]+/g).map(Number);
     const light = (color) => {
         const [r, g, b] = parts(color).map((v) => v / 255).map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);

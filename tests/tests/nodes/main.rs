@@ -22,6 +22,7 @@ mod services;
 mod serving;
 mod settings;
 mod setup;
+mod setup_page;
 mod state;
 mod status;
 mod streams;

@@ -37,7 +37,7 @@ with_both_shells! {
 }
 
 /// What a service says of this machine.
-const IPV4: &str = "203.0.114.7";
+pub(crate) const IPV4: &str = "203.0.114.7";
 
 /// The questions of a course without an earlier one, by what is shown of each, and an answer.
 const QUESTIONS: [(&str, &str); 12] = [
@@ -55,22 +55,22 @@ const QUESTIONS: [(&str, &str); 12] = [
     ("Register with this (no asks everything again) [Y/n]:", ""),
 ];
 
-struct World {
-    lab: Lab,
-    service: String,
+pub(crate) struct World {
+    pub(crate) lab: Lab,
+    pub(crate) service: String,
 }
 
 impl World {
-    fn new(shell: Shell, options: Options) -> Self {
+    pub(crate) fn new(shell: Shell, options: Options) -> Self {
         Self { lab: Lab::with(shell, options), service: address_service(IPV4) }
     }
 
     /// A network whose codes come by email alone.
-    fn with_email(shell: Shell) -> Self {
+    pub(crate) fn with_email(shell: Shell) -> Self {
         Self::new(shell, Options { no_dev_code: true, ..Options::default() })
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.lab.network.orchestrator.url()
     }
 
@@ -98,7 +98,7 @@ impl World {
     }
 
     /// The last code that was sent by email.
-    fn code(&self) -> String {
+    pub(crate) fn code(&self) -> String {
         let mut codes = self.records(|record| match record {
             Record::EmailCode { code, .. } => Some(code.clone()),
             _ => None,
@@ -117,11 +117,11 @@ impl World {
             .collect()
     }
 
-    fn emails(&self) -> usize {
+    pub(crate) fn emails(&self) -> usize {
         self.records(|record| matches!(record, Record::EmailCode { .. }).then_some(())).len()
     }
 
-    fn evaluations(&self) -> usize {
+    pub(crate) fn evaluations(&self) -> usize {
         self.records(|record| matches!(record, Record::Ready { mode: Mode::Eval, .. }).then_some(())).len()
     }
 
@@ -135,14 +135,14 @@ impl World {
         terminal.type_text(&format!("{answer}\n")).unwrap();
     }
 
-    fn progress(&self) -> Value {
+    pub(crate) fn progress(&self) -> Value {
         let path = self.lab.network.home.state_dir().join("setup-progress.json");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
 
     /// Everything is there: the node runs and is served.
-    fn assert_set_up(&self) {
+    pub(crate) fn assert_set_up(&self) {
         assert_eq!(self.progress(), json!({"version": 1, "step": "done", "answers": {}}));
         let state = self.lab.network.home.state_dir();
         let config: Value = serde_json::from_slice(&fs::read(state.join("config.json")).unwrap()).unwrap();

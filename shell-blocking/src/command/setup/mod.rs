@@ -1,16 +1,19 @@
-//! `setup`: core's machine of questions and effects, driven from a terminal, or by what was said beforehand.
+//! `setup`: core's machine of questions and effects, driven from a terminal, from a page in a browser, or by what was
+//! said beforehand.
 //!
 //! What is asked and done, and in which order, is [`consensus_core::setup`]'s business. Here it is shown, read and
 //! carried out. The file of how far it came is written before every question: stopping at any of them loses nothing.
 
 mod address;
 mod interrupts;
+mod page;
 mod release;
 mod service;
 mod terminal;
 mod work;
 
 use std::collections::BTreeMap;
+use std::io::{Read, stdin};
 
 use consensus_core::doctor::Lock as Held;
 use consensus_core::event::Level;
@@ -21,6 +24,7 @@ use consensus_core::setup::{
 use consensus_core::text::printable;
 
 use self::interrupts::Interrupts;
+use self::page::Page;
 use self::service::Keeper;
 use self::terminal::{Terminal, Typed};
 use self::work::Work;
@@ -61,8 +65,8 @@ pub(super) fn run<R: Runtime>(
     if let Some(finish) = machine.ended() {
         return Ok(setup.finish(finish));
     }
-    let can_ask = surroundings.can_ask;
-    if !can_ask {
+    let asks = told.browser || surroundings.can_ask;
+    if !asks {
         nobody_there::<R>(&machine, &told)?;
     }
     // One setup at a time, and none beside a node that runs, but to see whether that is connected. Its folder is made
@@ -70,40 +74,79 @@ pub(super) fn run<R: Runtime>(
     let state_dir = setup.open_state_dir()?;
     let lock = if running { None } else { state_dir.lock()? };
     let interrupts = Interrupts::watch().map_err(Failure::internal)?;
-    let mut front = Front {
-        told: &told,
-        terminal: can_ask.then(Terminal::default),
-        interrupts: &interrupts,
-        setup,
-        surroundings,
+    let page = if told.browser { Some(page::<R>(sources, &told, surroundings)?) } else { None };
+    let heard = page.as_ref().map(|page| setup.heard_by(page.listener()));
+    let setup = heard.as_ref().unwrap_or(setup);
+    let face = match &page {
+        Some(page) => Face::Page(page),
+        None if asks => Face::Terminal(Terminal::default()),
+        None => Face::Nobody,
     };
     let (keeper, state_dir, interrupts) = (&keeper, &state_dir, &interrupts);
-    let mut work = Work { runtime, sources, setup, state_dir, keeper, running, lock, interrupts };
-    let finish = loop {
-        if interrupts.came() {
-            break stopped(state_dir);
-        }
-        match machine.next(system::now()) {
-            Step::Tell(tell) => front.tell(&tell),
-            Step::Ask(question) => match front.answer::<R>(&question)? {
-                Some(text) => {
-                    if let Err(invalid) = machine.answer(question.id, &text, system::now()) {
-                        front.refuse(&invalid.to_string())?;
-                    }
-                }
-                None => break stopped(state_dir),
-            },
-            Step::Do(effect) => {
-                let outcome = work.carry_out(effect, front.surroundings)?;
-                machine.result(outcome, system::now());
-            }
-            Step::Done(finish) => break finish,
-        }
-    };
+    let mut front = Front { told: &told, face, interrupts, setup, surroundings };
+    let page = page.as_ref();
+    let mut work = Work { runtime, sources, setup, state_dir, keeper, running, lock, interrupts, page };
+    let ended = go_on(&mut machine, &mut front, &mut work);
+    if let Some(page) = page {
+        page.finish(&match &ended {
+            Ok(finish) | Err(Failure::Finish(finish)) => finish.clone(),
+            Err(Failure::Usage(error)) => Finish { outcome: End::Internal, message: error.to_string() },
+        });
+    }
+    let finish = ended?;
     if finish.outcome != End::Done {
         setup.note(Level::Info, "next", &how_to_go_on::<R>());
     }
     Ok(setup.finish(&finish))
+}
+
+/// Drives the machine to its end.
+fn go_on<R: Runtime>(
+    machine: &mut Machine,
+    front: &mut Front<'_, '_>,
+    work: &mut Work<'_, R>,
+) -> Result<Finish, Failure> {
+    if work.page.is_some_and(|page| !page.begin(work.interrupts)) {
+        return Ok(stopped(work.state_dir));
+    }
+    loop {
+        if work.interrupts.came() {
+            return Ok(stopped(work.state_dir));
+        }
+        let step = machine.next(system::now());
+        if let Some(page) = work.page {
+            page.part(machine.part());
+        }
+        match step {
+            Step::Tell(tell) => front.tell(&tell),
+            Step::Ask(question) => match front.answer::<R>(&question)? {
+                Some(text) => {
+                    let answered = machine.answer(question.id, &text, system::now());
+                    front.judged(answered.map_err(|invalid| invalid.to_string()))?;
+                }
+                None => return Ok(stopped(work.state_dir)),
+            },
+            Step::Do(effect) => {
+                if let Some(page) = work.page {
+                    page.work(&effect);
+                }
+                let outcome = work.carry_out(effect, front.surroundings)?;
+                machine.result(outcome, system::now());
+            }
+            Step::Done(finish) => return Ok(finish),
+        }
+    }
+}
+
+/// The page, or the one that another process has left to this one.
+fn page<R: Runtime>(
+    sources: &Sources<'_>,
+    told: &SettingUp,
+    surroundings: &mut Surroundings<'_>,
+) -> Result<Page, Failure> {
+    let mut stdin = stdin();
+    let left = (sources.env)(HANDED_OVER).is_some().then_some(&mut stdin as &mut dyn Read);
+    Page::open(R::PROGRAM, told.browser_port, left, surroundings.stdout).map_err(Failure::internal)
 }
 
 fn how_to_go_on<R: Runtime>() -> String {
@@ -182,10 +225,18 @@ pub(super) fn with(options: &BTreeMap<String, String>, more: &[(&str, &str)]) ->
     all
 }
 
-/// Who answers: somebody at a terminal, or what was said beforehand.
+/// Where somebody is asked.
+enum Face<'a> {
+    Terminal(Terminal),
+    Page(&'a Page),
+    /// What was said beforehand has to do.
+    Nobody,
+}
+
+/// Who answers.
 struct Front<'a, 'b> {
     told: &'a SettingUp,
-    terminal: Option<Terminal>,
+    face: Face<'a>,
     interrupts: &'a Interrupts,
     setup: &'a Setup,
     surroundings: &'a mut Surroundings<'b>,
@@ -193,7 +244,10 @@ struct Front<'a, 'b> {
 
 impl Front<'_, '_> {
     fn tell(&mut self, tell: &Tell) {
-        let Some(terminal) = &self.terminal else {
+        if let Face::Page(page) = &self.face {
+            return page.tell(tell);
+        }
+        let Face::Terminal(terminal) = &self.face else {
             let level = match tell.kind {
                 TellKind::Text => Level::Info,
                 TellKind::Warning => Level::Warn,
@@ -221,11 +275,15 @@ impl Front<'_, '_> {
         if let Some(text) = beforehand {
             return Ok(Some(text.to_string()));
         }
-        let Some(terminal) = &mut self.terminal else {
-            return match question.unattended().filter(|_| self.told.yes) {
-                Some(text) => Ok(Some(text.to_string())),
-                None => Err(unanswered::<R>(question)),
-            };
+        let terminal = match &mut self.face {
+            Face::Terminal(terminal) => terminal,
+            Face::Page(page) => return Ok(page.ask(question, self.interrupts)),
+            Face::Nobody => {
+                return match question.unattended().filter(|_| self.told.yes) {
+                    Some(text) => Ok(Some(text.to_string())),
+                    None => Err(unanswered::<R>(question)),
+                };
+            }
         };
         let mut text = String::new();
         for reuse in &question.reuse {
@@ -247,15 +305,17 @@ impl Front<'_, '_> {
         }
     }
 
-    /// Tells somebody at a terminal that an answer cannot be taken. Of what was said beforehand, none is left then.
-    fn refuse(&mut self, why: &str) -> Result<(), Failure> {
-        match &self.terminal {
-            Some(terminal) => {
-                let _ = self.surroundings.stderr.write_all(terminal.wrap("! ", why).as_bytes());
-                Ok(())
+    /// Tells somebody that their answer cannot be taken. Of what was said beforehand, none is left then.
+    fn judged(&mut self, answered: Result<(), String>) -> Result<(), Failure> {
+        match (&self.face, answered) {
+            (Face::Page(page), answered) => page.judged(answered),
+            (_, Ok(())) => {}
+            (Face::Terminal(terminal), Err(why)) => {
+                let _ = self.surroundings.stderr.write_all(terminal.wrap("! ", &why).as_bytes());
             }
-            None => Err(Failure::Usage(UsageError::new(why))),
+            (Face::Nobody, Err(why)) => return Err(Failure::Usage(UsageError::new(&why))),
         }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use consensus_core::io::{Finish, Outcome as End, StateFile};
 use consensus_core::setup::{Effect, Outcome, Registrant};
 
 use super::interrupts::Interrupts;
+use super::page::Page;
 use super::service::{Keeper, await_node};
 use super::{HANDED_OVER, SET_ASIDE, address, release, with};
 use crate::command::{Failure, Setup, Surroundings, node, register};
@@ -28,6 +29,7 @@ pub(super) struct Work<'a, R> {
     /// For as long as setup has it.
     pub(super) lock: Option<Lock>,
     pub(super) interrupts: &'a Interrupts,
+    pub(super) page: Option<&'a Page>,
 }
 
 impl<R: Runtime> Work<'_, R> {
@@ -114,6 +116,9 @@ impl<R: Runtime> Work<'_, R> {
         command.args(std::env::args_os().skip(1)).env(HANDED_OVER, "1");
         if !self.sources.options.contains_key("--server") {
             command.args(["--server", server]);
+        }
+        if let Some(Err(error)) = self.page.map(|page| page.leave_to(&mut command)) {
+            return format!("the page: {error}");
         }
         format!("{program}: {}", command.exec())
     }
