@@ -529,7 +529,7 @@ impl Setup {
             .or(after(!has(&[Id::Ipv4, Id::Ipv6, Id::Port]), Stage::Addresses))
             .or(after(!knows_region, Stage::Region))
             .or(after(self.authorisation(now).is_none(), Stage::Evaluation))
-            .or(after(self.token(now).is_none(), Stage::Email))
+            .or(after(self.token(now).is_none() || self.lacks_email(), Stage::Email))
             .or(after(!has(&payouts), Stage::Payouts))
             .or(after(!self.session.confirmed, Stage::Confirm))
             .unwrap_or(Stage::Register)
@@ -544,6 +544,13 @@ impl Setup {
         let email = self.answers.get(&QuestionId::Email);
         let fits = |held: &&Held| held.email.is_empty() || email.is_none_or(|email| *email == held.email);
         self.progress.token.as_ref().filter(|held| held.expires_at > now.unix_seconds()).filter(fits)
+    }
+
+    /// Whether the address that was verified is to be answered again. One whose token the operator brought is nobody's
+    /// business.
+    fn lacks_email(&self) -> bool {
+        let is_known = |held: &Held| held.email.is_empty() || self.answers.contains_key(&QuestionId::Email);
+        !self.progress.token.as_ref().is_none_or(is_known)
     }
 
     /// The verification that is under way for this email address.

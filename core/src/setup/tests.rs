@@ -46,6 +46,8 @@ struct World {
     did: Vec<&'static str>,
     told: Vec<Tell>,
     asked: Vec<QuestionId>,
+    /// Of those who registered.
+    emails: Vec<Option<String>>,
 }
 
 impl World {
@@ -75,6 +77,7 @@ impl World {
             did: Vec::new(),
             told: Vec::new(),
             asked: Vec::new(),
+            emails: Vec::new(),
         }
     }
 
@@ -180,6 +183,7 @@ impl World {
             }
             Effect::Register(registrant) => {
                 assert_eq!(registrant.email_verification_token, "t1");
+                self.emails.push(registrant.email.clone());
                 let registered = if self.join_status.is_empty() {
                     self.registration = Some(Registration::new("n1"));
                     self.join_auth = None;
@@ -864,13 +868,17 @@ fn a_join_request_whose_answer_was_lost_is_told_of() {
 #[test]
 fn everything_is_asked_again_with_what_was_answered() {
     let mut world = World::new();
-    let (mut confirms, mut contacts) = (0, Vec::new());
+    let (mut confirms, mut contacts, mut emails) = (0, Vec::new(), Vec::new());
     let finish = world.drive(
         |question| {
             match question.id {
                 QuestionId::Confirm => {
                     confirms += 1;
                     return if confirms == 1 { "n".into() } else { String::new() };
+                }
+                QuestionId::Email => {
+                    emails.push(question.default.clone());
+                    return if confirms == 0 { "op@example.org".into() } else { String::new() };
                 }
                 QuestionId::Contact => {
                     contacts.push(question.default.clone().unwrap());
@@ -884,6 +892,8 @@ fn everything_is_asked_again_with_what_was_answered() {
     );
     assert_eq!(finish.unwrap().outcome, End::Done);
     assert_eq!(contacts, ["op@example.org", "me@example.net"]);
+    assert_eq!(emails, [None, Some("op@example.org".to_string())]);
+    assert_eq!(world.emails, [Some("op@example.org".to_string())], "the network is told of it");
     // What was earned stays.
     assert_eq!((world.count("evaluate"), world.count("email start")), (1, 1));
 }
