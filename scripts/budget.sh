@@ -54,7 +54,7 @@ measure() { # measure TARGET SHELL SIZE IDLE LOADED: the budgets of a program
             return
             ;;
     esac
-    row "$what" size "$(stat -c %s "$program")" "$3" bytes >>"$table"
+    row "$what" size "$(stat -Lc %s "$program")" "$3" bytes >>"$table"
     said=$("$testbed" footprint --shell "$shell" --node "$node" --json)
     row "$what" idle "$(figure "$said" idle_rss_kib)" "$4" KiB >>"$table"
     said=$("$testbed" load --shell "$shell" --node "$node" --only data-plane --kib 16 --at-once 64 --seconds 2 --json)

@@ -6,9 +6,13 @@
 #
 # Other options go to scripts/install-release.sh of the release, as they are: --install-dir DIR, --version V and so on.
 #
+# Where it goes is the folder after --install-dir, or CONSENSUS_NODE_INSTALL_DIR, or ~/.consensus/node-runtime. The next
+# command, `setup` of the installed program, does everything from there to a node that is kept running; the last lines say
+# how it is called.
+#
 # What it does, and nothing else: it fetches the tarball where that is elsewhere, into a folder that nobody else can
-# read; checks its hash; takes scripts/install-release.sh out of it and runs that, which installs the release into
-# ~/.consensus/node-runtime; and removes that folder again. It needs no root and asks for none. It starts nothing, and
+# read; checks its hash; takes scripts/install-release.sh out of it and runs that, which installs the release; and removes
+# that folder again. It needs no root and asks for none. It starts nothing, and
 # changes nothing outside the install directory.
 #
 # Exit codes: 0 installed, 2 wrong usage, 4 the release is not what its hash says, or not taken, 69 it cannot be
@@ -66,6 +70,7 @@ main() {
     sha256=
     private=
     help=
+    dir=${CONSENSUS_NODE_INSTALL_DIR:-${HOME:-}/.consensus/node-runtime}
     # What is not for this script goes to the installer: the arguments are turned over once, one by one.
     left=$#
     while [ "$left" -gt 0 ]; do
@@ -75,6 +80,10 @@ main() {
         case $word in
         -h | --help) help=1 ;;
         --sha256=*) sha256=${word#*=} ;;
+        --install-dir=*)
+            dir=${word#*=}
+            set -- "$@" "$word"
+            ;;
         --sha256 | --install-dir | --version | --retention | --probation)
             [ "$left" -gt 0 ] || fail 2 "$word needs a value; see --help"
             value=$1
@@ -83,6 +92,7 @@ main() {
             if [ "$word" = --sha256 ]; then
                 sha256=$value
             else
+                [ "$word" != --install-dir ] || dir=$value
                 set -- "$@" "$word" "$value"
             fi
             ;;
@@ -106,7 +116,7 @@ main() {
     [ "${#sha256}" -eq 64 ] || fail 2 '--sha256: 64 hexadecimal digits'
     command -v tar >/dev/null 2>&1 || fail 70 'there is no tar on this machine: install it (and gzip)'
     if [ "$(id -u)" = 0 ]; then
-        say 'you are root, which this needs not be: the node is installed for root, in its home folder'
+        say 'you are root, which this needs not be: the node is installed for root, and setup makes no service of it'
     fi
 
     umask 077
@@ -146,9 +156,9 @@ main() {
     code=$?
     if [ "$code" -eq 0 ]; then
         # Not by run-node.sh, whose node cannot ask anything: it runs beside the script.
-        say 'installed. Next, in the install directory (~/.consensus/node-runtime where none was given):'
-        say '  current/bin/consensus-node setup --server URL'
-        say 'which asks for what it needs, registers the node, and says how it is started'
+        say 'installed. Next, with the URL of your network, and then to see how the node is:'
+        say "  '$dir/current/bin/consensus-node' setup --server https://…"
+        say "  '$dir/current/bin/consensus-node' status"
     fi
     exit "$code"
 }

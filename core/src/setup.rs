@@ -1,4 +1,4 @@
-//! Setup: from nothing to a registered node, as questions, answers and effects (protocol.md sections 7, 8 and 12).
+//! Setup: from nothing to a node that is kept running, as questions, answers and effects (protocol.md sections 7, 8 and 12).
 //!
 //! [`Setup`] is one machine that every front end drives: a terminal, a page. It decides what is asked and done, in
 //! which order, and judges every answer at once; a front end shows, reads and carries out. Its loop:
@@ -33,7 +33,7 @@ pub mod view;
 pub use self::address::{ADDRESS_SERVICES, Family, MAX_SERVICES};
 pub use self::answers::{Answers, MAX_ANSWER};
 pub use self::machine::Setup;
-pub use self::progress::MAX_PROGRESS;
+pub use self::progress::{MAX_PROGRESS, damage};
 
 /// What an operator agrees to: one page of plain words, in lines of at most 80 columns.
 pub const AGREEMENT: &str = include_str!("setup/agreement.txt");
@@ -64,6 +64,10 @@ pub struct Settings {
     pub release: Option<String>,
     /// The state directory, absolute.
     pub state_dir: String,
+    /// Whether the registered node runs already: it is kept then, and not registered anew.
+    pub running: bool,
+    /// The supervisor that could keep the node, as the subject of a sentence; `None` where there is none.
+    pub supervisor: Option<String>,
     /// The machine's record, and the file that it is in.
     pub machine: Option<(String, MachineRecord)>,
     /// `config.json`.
@@ -181,11 +185,12 @@ pub enum QuestionId {
     SolanaAddress,
     IcpAddress,
     Confirm,
+    Service,
 }
 
 impl QuestionId {
     /// All, in the order in which they are asked.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Resume,
         Self::Server,
         Self::KeepNode,
@@ -200,6 +205,7 @@ impl QuestionId {
         Self::SolanaAddress,
         Self::IcpAddress,
         Self::Confirm,
+        Self::Service,
     ];
 
     /// Its name for programs, and in `setup-progress.json`.
@@ -220,6 +226,7 @@ impl QuestionId {
             Self::SolanaAddress => "solana_address",
             Self::IcpAddress => "icp_address",
             Self::Confirm => "confirm",
+            Self::Service => "service",
         }
     }
 
@@ -227,7 +234,7 @@ impl QuestionId {
     #[must_use]
     pub const fn kind(self) -> Kind {
         match self {
-            Self::Resume | Self::KeepNode | Self::Agreement | Self::Confirm => Kind::YesNo,
+            Self::Resume | Self::KeepNode | Self::Agreement | Self::Confirm | Self::Service => Kind::YesNo,
             Self::Server => Kind::Url,
             Self::Ipv4 => Kind::Ipv4,
             Self::Ipv6 => Kind::Ipv6,
@@ -320,10 +327,16 @@ pub enum Effect {
     },
     /// Register the node; answer with [`Outcome::Registered`].
     Register(Box<Registrant>),
-    /// Have the node run from now on, supervised; answer with [`Outcome::Service`].
+    /// Have the node run from now on, supervised, or find out how the operator starts it; answer with
+    /// [`Outcome::Service`]. The node needs the state directory: whoever has it for setup gives it up here.
     InstallService {
         /// The network.
         server: String,
+        /// Whether a supervisor is to keep it.
+        keep: bool,
+    },
+    /// Wait, for a bounded time, until the supervised node says that it is connected; answer with [`Outcome::Connected`].
+    AwaitNode {
         /// The node.
         node_id: String,
     },
@@ -375,6 +388,8 @@ pub enum Outcome {
     Registered(Result<Box<Registration>, (Finish, Option<u16>)>),
     /// Of [`Effect::InstallService`].
     Service(Result<Service, Finish>),
+    /// Of [`Effect::AwaitNode`]: or why it is not, and what that makes of the exit code.
+    Connected(Result<(), Finish>),
 }
 
 /// What is known of the release that is to run.
@@ -399,10 +414,20 @@ pub enum Release {
 /// How the node is kept running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// A supervisor runs it; in words.
-    Installed(String),
-    /// The operator starts it; lines to type.
-    ByHand(Vec<String>),
+    /// A supervisor runs it.
+    Installed {
+        /// In words.
+        text: String,
+        /// What went wrong on the way, and does not stop the node.
+        warnings: Vec<String>,
+    },
+    /// The operator starts it.
+    ByHand {
+        /// Why no supervisor does, where that was not the operator's own wish.
+        why: Option<String>,
+        /// Lines to type.
+        lines: Vec<String>,
+    },
 }
 
 #[cfg(test)]

@@ -297,6 +297,21 @@ impl Found {
         }
     }
 
+    /// Why this is not the node of that name, connected to the network, in one line; `None` where it is.
+    #[must_use]
+    pub fn not_ready(&self, node_id: &str) -> Option<String> {
+        match self {
+            Self::Node(status) => match &status.node_id {
+                Some(other) if other != node_id => {
+                    Some(format!("another node, {}, answers", printable(other)))
+                }
+                _ => status.state.explain().map(str::to_string),
+            },
+            Self::Nobody(reason) => Some(format!("no node answers ({reason})")),
+            Self::Stranger(reason) => Some(format!("what answers is no node of this release ({reason})")),
+        }
+    }
+
     /// For people: some ten lines. `program` is what the operator calls.
     #[must_use]
     pub fn to_text(&self, authority: &str, program: &str) -> String {
@@ -453,6 +468,21 @@ mod tests {
             assert!(found.to_text("x", "p").contains("is no node of this release"));
             assert_eq!(found.to_json()["state"], "no_node");
         }
+    }
+
+    #[test]
+    fn the_node_that_is_waited_for_is_ready_and_no_other() {
+        let of = |body: &str| Found::of(answer(200, body)).not_ready("n1");
+        assert_eq!(of(r#"{"state":"serving","version":"1","node_id":"n1"}"#), None);
+        for (body, words) in [
+            (r#"{"state":"serving","version":"1","node_id":"n2"}"#, "another node, n2"),
+            (r#"{"state":"connecting","version":"1","node_id":"n1"}"#, "no session with the network"),
+            ("{}", "no node of this release"),
+        ] {
+            assert!(of(body).is_some_and(|why| why.contains(words)), "{body}");
+        }
+        let error = FetchError { kind: FetchErrorKind::Connect, detail: "refused".to_string() };
+        assert!(Found::of(Err(error)).not_ready("n1").is_some_and(|why| why.starts_with("no node answers")));
     }
 
     #[test]

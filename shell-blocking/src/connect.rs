@@ -15,6 +15,7 @@ use consensus_core::race::{self, HEAD_START};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType};
 use rustls::ClientConnection;
+use rustls::pki_types::CertificateDer;
 
 use crate::dial::{
     DialError, candidates, check_proxied, is_quiet, known, not_let_through, unconnected, unheard, unresolved,
@@ -224,6 +225,15 @@ impl Transport {
         match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(stream) => &mut stream.tcp,
+        }
+    }
+
+    /// The certificates that the other side showed, its own first; `None` without TLS.
+    #[must_use]
+    pub fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.tls.peer_certificates(),
         }
     }
 

@@ -156,7 +156,10 @@ pub fn perform(step: &Step) -> Result<(), String> {
 }
 
 /// Runs a program to its end; gives what it wrote to standard output, up to [`MAX_ANSWER`].
-fn run(command: &Command) -> Result<String, String> {
+///
+/// # Errors
+/// It cannot be run, or ends with another code than 0: its last words.
+pub fn run(command: &Command) -> Result<String, String> {
     let failed = |error: io::Error| format!("{}: {error}", command.program);
     let mut child = Process::new(&command.program)
         .args(&command.arguments)

@@ -7,10 +7,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use consensus_core::doctor::Certificate;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 
 /// A file of certificates is read up to this size. The system's own bundles have a quarter of a megabyte.
@@ -54,6 +57,29 @@ impl Tls {
         let config = self.0.config.get_or_init(|| build(&self.0.roots)).clone()?;
         Ok((config, name))
     }
+
+    /// When these certificates, which `host` showed and which are valid now, are not any more, in unix seconds, where that
+    /// is before `end`.
+    #[must_use]
+    pub fn runs_out_before(
+        &self,
+        host: &str,
+        certificates: &[CertificateDer<'static>],
+        end: Duration,
+    ) -> Option<u64> {
+        let (own, between) = certificates.split_first()?;
+        let (_, name) = self.client(host).ok()?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let roots = Arc::new(roots(&self.0.roots));
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build().ok()?;
+        let then = UnixTime::since_unix_epoch(end);
+        match verifier.verify_server_cert(own, between, &name, &[], then) {
+            Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+                not_after, ..
+            })) => Some(not_after.as_secs()),
+            _ => None,
+        }
+    }
 }
 
 fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -78,7 +104,7 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found)
 }
 
-fn build(own: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, String> {
+fn roots(own: &[CertificateDer<'static>]) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     // What cannot be read is passed over: the others still serve, and a server that needs it is refused by name.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -87,11 +113,15 @@ fn build(own: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, String> {
     }
     roots.add_parsable_certificates(own.iter().cloned());
     roots.roots.shrink_to_fit();
+    roots
+}
+
+fn build(own: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("TLS cannot be set up: {error}"))?
-        .with_root_certificates(roots)
+        .with_root_certificates(roots(own))
         .with_no_client_auth();
     Ok(Arc::new(config))
 }

@@ -29,7 +29,7 @@ pub struct Options {
     #[argh(option)]
     pub cert_name: Vec<String>,
 
-    /// give the server a certificate that has "expired", or that is not valid yet: "future"
+    /// give the server a certificate that has "expired", that is not valid yet: "future", or not for long: "soon"
     #[argh(option)]
     pub cert_dates: Option<CertDates>,
 
@@ -124,13 +124,15 @@ impl Default for Options {
     }
 }
 
-/// When a certificate is valid that is not valid now.
+/// When a certificate is valid that is not valid now, or not for long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertDates {
     /// It was.
     Expired,
     /// It will be.
     Future,
+    /// For some days more.
+    Soon,
 }
 
 impl FromStr for CertDates {
@@ -140,7 +142,8 @@ impl FromStr for CertDates {
         match text {
             "expired" => Ok(Self::Expired),
             "future" => Ok(Self::Future),
-            _ => Err(format!("{text}: allowed: expired, future")),
+            "soon" => Ok(Self::Soon),
+            _ => Err(format!("{text}: allowed: expired, future, soon")),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! A node under a real supervisor: installed as a release, made a service, updated by the network, started again after a
-//! crash, and taken away.
+//! crash, and taken away; and then all of it by `setup`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use serde_json::json;
 use shell_blocking::release::build::build;
 
 use crate::binaries::{self, Shell};
-use crate::network::{NODE_ID, Network};
+use crate::network::{NODE_ID, Network, PAYOUT_OPTIONS};
 use crate::orchestrator::Record;
 use crate::process::{Exit, NodeProcess};
 use crate::release;
@@ -63,6 +63,7 @@ pub fn run(options: &Supervise) -> bool {
             Supervisor::Systemd => site.in_the_machines_unit(),
             _ => Ok(()),
         });
+        let result = result.and_then(|()| site.set_up_anew());
         site.stop();
         result.map_err(|why| format!("{why}\n{}", site.story()))
     });
@@ -328,6 +329,45 @@ impl Site {
         done("it updated itself in there");
         self.node(&["service", "uninstall"], 0)?;
         self.ended(5, 1000)
+    }
+
+    /// `setup` alone, from an empty home: it leaves a node that the supervisor keeps and that is connected.
+    fn set_up_anew(&self) -> Result<(), String> {
+        let begun = Instant::now();
+        let done = |what: &str| println!("{:>5.1} s  {what}", begun.elapsed().as_secs_f64());
+        let (supervisor, running) = match self.supervisor {
+            Supervisor::Pm2 => ("pm2", "online"),
+            _ => ("systemd", "active (running)"),
+        };
+        for folder in [&self.network.home.state_dir(), &self.at("machine"), &self.dir] {
+            fs::remove_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        }
+        let orchestrator = &self.network.orchestrator;
+        let manifest = orchestrator.publish_release(release::manifest("2.0.0"), self.tarball("2.0.0")?);
+        orchestrator.require(manifest);
+        let mut arguments = vec!["setup", "--yes", "--service", "yes", "--supervisor", supervisor, "--user"];
+        arguments.extend(["--email", "operator@example.org", "--ipv4", "203.0.114.7", "--ipv6", "none"]);
+        arguments.extend(["--address-service", "none", "--allow-private-targets"]);
+        arguments.extend(PAYOUT_OPTIONS);
+        let set_up = self.run(&self.program, &arguments)?;
+        expect(&set_up, 0, "setup")?;
+        let attached = orchestrator.attached();
+        let [node] = attached.as_slice() else { return Err(format!("attached: {attached:?}")) };
+        if !set_up.stderr().contains(&format!("Node {node} runs, and is connected")) {
+            return Err(format!("setup does not say so:\n{}", set_up.stderr()));
+        }
+        self.keeps_no_secret(&self.status(&[running, "2.0.0"])?)?;
+        done(&format!("from nothing: setup ends with a connected node that {supervisor} keeps"));
+
+        // Beside the node that runs.
+        expect(&self.run(&self.program, &arguments)?, 0, "setup, again")?;
+        if orchestrator.attached() != attached {
+            return Err(format!("setup, again: {:?} in place of {attached:?}", orchestrator.attached()));
+        }
+        done("setup again leaves it as it is");
+        self.node(&["service", "uninstall"], 0)?;
+        self.node(&["service", "status"], 3)?;
+        Ok(())
     }
 
     fn serves(&self) -> Result<(), String> {

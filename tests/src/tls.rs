@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use futures_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -34,6 +35,9 @@ pub fn authority(names: &[String], dates: Option<CertDates>) -> io::Result<(Stri
     match dates {
         None => {}
         Some(CertDates::Expired) => server.not_after = rcgen::date_time_ymd(2001, 1, 1),
+        Some(CertDates::Soon) => {
+            server.not_after = (SystemTime::now() + Duration::from_secs(7 * 24 * 3600)).into();
+        }
         Some(CertDates::Future) => server.not_before = rcgen::date_time_ymd(3001, 1, 1),
     }
     let certificate = server.signed_by(&key, &issuer).map_err(io::Error::other)?;

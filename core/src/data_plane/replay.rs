@@ -2,7 +2,7 @@
 //! outlives a restart.
 
 use alloc::collections::VecDeque;
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::hash::{BuildHasherDefault, Hasher};
 
@@ -128,6 +128,16 @@ impl Before {
             Ok(left) if left.clean && left.tickets.len() <= CAPACITY => Self::Clean(left),
             _ => Self::Unclean,
         }
+    }
+}
+
+/// Why a file is no list of spent tickets, whole or that of a process that serves; `None` where it is one.
+#[must_use]
+pub fn damage(bytes: &[u8]) -> Option<String> {
+    match serde_json::from_slice::<Left>(bytes) {
+        Ok(left) if bytes.len() <= MAX_FILE && left.tickets.len() <= CAPACITY => None,
+        Ok(_) => Some("it is larger than any".to_string()),
+        Err(error) => Some(error.to_string()),
     }
 }
 

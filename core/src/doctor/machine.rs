@@ -86,6 +86,8 @@ pub struct Files {
     pub damaged: Vec<String>,
     /// Why the machine registry does not let this node be, if it does not, and the file that says so.
     pub conflict: Option<(String, MachineConflict)>,
+    /// Those that the node or `setup` makes good by itself: what is wrong, and how that comes.
+    pub mended: Vec<(String, String)>,
 }
 
 pub(super) fn files(found: &Findings) -> Line {
@@ -135,9 +137,14 @@ pub(super) fn files(found: &Findings) -> Line {
         );
         return Line::failed(check, &text, &fix);
     }
+    let (mut texts, mut fixes): (Vec<String>, Vec<String>) = files.mended.iter().cloned().unzip();
     if !tolerated.is_empty() {
         let (text, fix) = readable(&tolerated);
-        return Line::warning(check, &text, &fix);
+        texts.push(text);
+        fixes.push(fix);
+    }
+    if !texts.is_empty() {
+        return Line::warning(check, &texts.join("; "), &fixes.join("; "));
     }
     Line::ok(check, &format!("{dir}: {}", plural(files.seen.len(), "file")))
 }

@@ -21,7 +21,9 @@ pub use self::machine::{
     Api, Files, Held, Identity, Kept, Lock, Memory, Registered, Running, SeenFile, Settings, Space,
     Supervision,
 };
-pub use self::network::{Answer, Answers, Certificate, Insecure, Left, Resolved, Route, Shaken};
+pub use self::network::{
+    Answer, Answers, CERTIFICATE_SOON, Certificate, Insecure, Left, Resolved, Route, Shaken,
+};
 pub use self::redact::Redactor;
 use crate::release::manifest::Manifest;
 use crate::text::is_plain;

@@ -18,6 +18,9 @@ use crate::time::iso8601;
 use crate::tunnel::down::Down;
 use crate::tunnel::handshake::HandshakeError;
 
+/// A certificate that runs out within this, in seconds, is to be renewed: whoever does that by hand needs some days.
+pub const CERTIFICATE_SOON: u64 = 14 * 24 * 3600;
+
 /// A clock that is so far off, in seconds, is to be mended before it keeps the node out.
 const CLOCK_WARNING: u64 = 30;
 
@@ -95,8 +98,8 @@ pub struct Route {
     pub resolved: Option<Result<Resolved, LinkEnd>>,
     /// The connection to it, and through the proxy; where it leads, in words.
     pub connected: Option<Result<String, LinkEnd>>,
-    /// TLS.
-    pub secured: Option<Result<(), Insecure>>,
+    /// TLS; with it when the certificate runs out, in unix seconds, where that is within [`CERTIFICATE_SOON`].
+    pub secured: Option<Result<Option<u64>, Insecure>>,
     /// The upgrade.
     pub upgraded: Option<Result<(), LinkEnd>>,
     /// The handshake.
@@ -205,7 +208,13 @@ fn tls(found: &Findings, route: &Route) -> Option<Line> {
             .then(|| Line::ok(check, "not used: the URL is ws, for a lab"));
     }
     let Insecure { problem, detail } = match route.secured.as_ref()? {
-        Ok(()) => return Some(Line::ok(check, "the certificate is valid for this name")),
+        Ok(None) => return Some(Line::ok(check, "the certificate is valid for this name")),
+        Ok(Some(end)) => {
+            let end = iso8601(core::time::Duration::from_secs(*end));
+            let text = format!("the server's certificate is valid, and runs out at {end}");
+            let fix = "ask the server's operator whether it is being renewed: after that no node connects";
+            return Some(Line::warning(check, &text, fix));
+        }
         Err(insecure) => insecure,
     };
     let now = iso8601(core::time::Duration::from_secs(found.unix_seconds));

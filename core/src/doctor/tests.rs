@@ -34,7 +34,7 @@ fn well() -> Findings {
             is_tls: true,
             resolved: Some(Ok(Resolved { v4: 1, v6: 1 })),
             connected: Some(Ok("connected".to_string())),
-            secured: Some(Ok(())),
+            secured: Some(Ok(None)),
             upgraded: Some(Ok(())),
             shaken: Some(Shaken::Done(NOW)),
         }),
@@ -302,4 +302,29 @@ fn a_fix_is_on_a_line_of_its_own_and_null_where_there_is_none() {
     assert_eq!(line.to_string(), "failed   tls           text\n                       fix: mend it");
     assert_eq!(Line::ok(Check::Tls, "text").to_string(), "ok       tls           text");
     assert_eq!(Line::ok(Check::Tls, "text").to_value()["fix"], Value::Null);
+}
+
+#[test]
+fn a_certificate_that_runs_out_soon_is_a_warning_with_its_day() {
+    let mut found = well();
+    found.route.as_mut().unwrap().secured = Some(Ok(Some(NOW + 86_400)));
+    let lines = examine(&found);
+    let line = lines.iter().find(|line| line.check == Check::Tls).unwrap();
+    assert_eq!(line.verdict, Verdict::Warning);
+    assert!(line.text.contains("runs out at ") && line.fix.contains("renewed"), "{line}");
+    assert_eq!(exit_code(&lines), 0);
+}
+
+#[test]
+fn files_that_are_made_good_by_themselves_are_a_warning_beside_others() {
+    let mut found = well();
+    let files = found.files.as_mut().unwrap();
+    let path = "/s/config.json".to_string();
+    files.seen.push(SeenFile { path, mode: 0o644, size: 1, is_secret: true });
+    files.mended.push(("spent-tickets.json: damaged".into(), "restart it".into()));
+    let line = examine(&found).swap_remove(1);
+    assert_eq!(line.verdict, Verdict::Warning);
+    for words in ["spent-tickets.json: damaged; /s/config.json: mode 0644", "restart it; chmod 0600"] {
+        assert!(line.to_string().contains(words), "{line}");
+    }
 }

@@ -224,6 +224,7 @@ impl World {
             },
             handed_over: given.is_some_and(|given| given.handed_over),
             state_dir: "/state".into(),
+            supervisor: self.has_supervisor().then(|| "systemd\u{1b}".into()),
             registration: self.registration.clone(),
             join_auth: self.join_auth.clone(),
             ..Settings::default()
@@ -240,6 +241,11 @@ impl World {
             ("/machine.json".into(), record)
         });
         settings
+    }
+
+    /// A build from source has nobody to keep it.
+    fn has_supervisor(&self) -> bool {
+        !self.skips_release
     }
 
     fn seconds(&self) -> u64 {
@@ -268,6 +274,8 @@ struct Process {
     is_resume_asked: bool,
     agreed: bool,
     keep: Option<bool>,
+    /// A supervisor has the node.
+    is_kept: bool,
     confirmed: bool,
     /// What was typed and taken; the file will have it in one form.
     typed: Option<(QuestionId, String)>,
@@ -311,6 +319,7 @@ impl Process {
             is_resume_asked: false,
             agreed: false,
             keep: None,
+            is_kept: false,
             confirmed: false,
             typed: None,
             is_dirty: false,
@@ -452,17 +461,22 @@ impl Process {
                 assert!(self.emails <= 5, "emails without an end");
                 if *purpose == Purpose::EmailVerify && !self.is_blind {
                     let body: Value =
-                        serde_json::from_slice(fetch.body.as_deref().unwrap_or_default()).unwrap();
+                        serde_json::from_slice(fetch.body.as_deref().unwrap_or_default()).expect("JSON");
                     assert!(
-                        body["verification_id"].as_str().unwrap().starts_with(&server),
+                        body["verification_id"].as_str().is_some_and(|id| id.starts_with(&server)),
                         "another network's"
                     );
                 }
             }
             Effect::Register(registrant) => self.judge_registrant(world, registrant),
-            Effect::InstallService { node_id, .. } => {
+            Effect::InstallService { server: network, keep } => {
+                assert!(world.registration.is_some() && self.keep == Some(true) && *network == server);
+                let is_wanted = self.known.get(&QuestionId::Service).is_some_and(|answer| answer == "yes");
+                assert!(self.is_blind || *keep == (world.has_supervisor() && is_wanted));
+            }
+            Effect::AwaitNode { node_id } => {
                 let registration = world.registration.as_ref().expect("a node");
-                assert!(registration.node_id == *node_id && self.keep == Some(true));
+                assert!(self.is_kept && registration.node_id == *node_id);
             }
             Effect::SetProgressAside
             | Effect::WriteProgress(_)
@@ -569,7 +583,9 @@ impl Process {
                         Effect::Fetch { .. } => break "email",
                         Effect::Evaluate { .. } => break "evaluation",
                         Effect::InstallService { .. } => break "service",
-                        Effect::HandOver { .. } | Effect::Register(_) => panic!("{effect:?}"),
+                        Effect::HandOver { .. } | Effect::Register(_) | Effect::AwaitNode { .. } => {
+                            panic!("{effect:?}")
+                        }
                     };
                     next.result(outcome, world.now);
                 }
@@ -743,11 +759,22 @@ impl Process {
             }
             Effect::Register(_) => self.register(world, fails),
             Effect::InstallService { .. } if fails.is_some() => Outcome::Service(Err(refused())),
-            Effect::InstallService { .. } => Outcome::Service(Ok(if way % 2 == 0 {
-                Service::Installed("systemd runs it.".into())
-            } else {
-                Service::ByHand(vec!["consensus-node run".into()])
-            })),
+            Effect::InstallService { keep, .. } => {
+                self.is_kept = keep && way % 2 == 0;
+                Outcome::Service(Ok(if self.is_kept {
+                    Service::Installed {
+                        text: "systemd runs it.".into(),
+                        warnings: vec!["no\u{1b} linger".into()],
+                    }
+                } else {
+                    Service::ByHand {
+                        why: keep.then(|| "no\u{7}".into()),
+                        lines: vec!["consensus-node run".into()],
+                    }
+                }))
+            }
+            Effect::AwaitNode { .. } if fails.is_some() => Outcome::Connected(Err(refused())),
+            Effect::AwaitNode { .. } => Outcome::Connected(Ok(())),
         })
     }
 
@@ -837,6 +864,7 @@ fn stage_of_question(id: QuestionId) -> &'static str {
         Id::Email | Id::Code => "email",
         Id::Contact | Id::EvmAddress | Id::SolanaAddress | Id::IcpAddress => "payouts",
         Id::Confirm => "confirm",
+        Id::Service => "service",
     }
 }
 
@@ -844,7 +872,7 @@ fn good_answer(id: QuestionId, way: u8) -> &'static str {
     use QuestionId as Id;
     let other = usize::from(way % 2);
     match id {
-        Id::Resume | Id::KeepNode | Id::Agreement | Id::Confirm => ["yes", "no"][other],
+        Id::Resume | Id::KeepNode | Id::Agreement | Id::Confirm | Id::Service => ["yes", "no"][other],
         Id::Server => SERVERS[other],
         Id::Ipv4 => ["8.8.4.4", "1.1.1.1"][other],
         Id::Ipv6 => ["none", "2606:4700::1111"][other],
@@ -860,7 +888,7 @@ fn good_answer(id: QuestionId, way: u8) -> &'static str {
 
 const fn is_value(id: QuestionId) -> bool {
     use QuestionId as Id;
-    !matches!(id, Id::Resume | Id::KeepNode | Id::Agreement | Id::Code | Id::Confirm)
+    !matches!(id, Id::Resume | Id::KeepNode | Id::Agreement | Id::Code | Id::Confirm | Id::Service)
 }
 
 fn lost() -> FetchError {

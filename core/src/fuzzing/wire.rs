@@ -7,6 +7,7 @@ use core::time::Duration;
 use serde_json::Value;
 
 use super::UNIX;
+use super::transparent::Transparent;
 use crate::crypto::Drbg;
 use crate::crypto::identity::Identity;
 use crate::crypto::pure::Pure;
@@ -36,7 +37,7 @@ pub fn handshake(data: &[u8]) {
         Ok(_) => panic!("a session out of nothing"),
         Err(error) => assert!(!error.to_string().contains(char::is_control), "{error}"),
     }
-    pinned(&identity, claims, now, data);
+    pinned(claims, now, data);
     // The other half: what is not that very init is no init of this key.
     if data != init {
         let signer = Identity::from_seed(Pure, &[4; 32]);
@@ -45,15 +46,16 @@ pub fn handshake(data: &[u8]) {
 }
 
 /// With a pinned key, the answer of the server that has it is taken, and the same with anything else in one place is not.
-fn pinned(identity: &Identity<Pure>, claims: Claims<'_>, now: Now, data: &[u8]) {
-    let server = Identity::from_seed(Pure, &[4; 32]);
+fn pinned(claims: Claims<'_>, now: Now, data: &[u8]) {
+    let identity = Identity::from_seed(Transparent, &[1; 32]);
+    let server = Identity::from_seed(Transparent, &[4; 32]);
     let start = || {
         let mut rng = Drbg::new([2; 32]);
-        Handshake::start(Pure, identity, claims, Some(*server.public_key()), &mut rng, now)
+        Handshake::start(Transparent, &identity, claims, Some(*server.public_key()), &mut rng, now)
     };
     let (handshake, init) = start();
     let accepted =
-        peer::handshake::accept(&Pure, Some(&server), &init, |_| None, &mut Drbg::new([5; 32]), now);
+        peer::handshake::accept(&Transparent, Some(&server), &init, |_| None, &mut Drbg::new([5; 32]), now);
     let Ok(accepted) = accepted else { panic!("an init is accepted") };
     let Ok(Value::Object(members)) = serde_json::from_slice(&accepted.message) else { panic!("an object") };
     assert!(handshake.finish(&accepted.message, Drbg::new([3; 32])).is_ok());

@@ -84,15 +84,21 @@ pub struct Service {
 }
 
 impl Service {
-    /// As the subject of a sentence.
+    /// Who keeps it, as the subject of a sentence.
     #[must_use]
-    pub fn describe(&self) -> String {
+    pub fn keeper(&self) -> String {
         let whose = match (self.supervisor, self.scope) {
             (Supervisor::Pm2, _) | (_, Scope::User) => "of this user",
             (_, Scope::Machine) => "of the whole machine",
         };
+        format!("{} {whose}", self.supervisor.name())
+    }
+
+    /// As a sentence, without its point.
+    #[must_use]
+    pub fn describe(&self) -> String {
         let name = if self.supervisor == Supervisor::Launchd { LABEL } else { &self.name };
-        format!("{} {whose} keeps {name} ({})", self.supervisor.name(), self.path)
+        format!("{} keeps {name} ({})", self.keeper(), self.path)
     }
 
     /// What says how it is: a [`Report`] is read from the answer.
@@ -106,6 +112,17 @@ impl Service {
             ]),
             Supervisor::Launchd => Command::of("launchctl", &["print", &self.target()]),
             Supervisor::Pm2 => Command::of("pm2", &["jlist"]),
+        }
+    }
+
+    /// What fails where this supervisor does not work for whoever asks; `None` where only using it tells.
+    #[must_use]
+    pub fn probe(&self) -> Option<Command> {
+        match self.supervisor {
+            Supervisor::Systemd => Some(self.systemctl(&["show", "--property=Version"])),
+            Supervisor::Launchd => Some(Command::of("launchctl", &["print", &self.domain()])),
+            // It would start one.
+            Supervisor::Pm2 => None,
         }
     }
 
@@ -297,6 +314,10 @@ pub fn install(order: &Order) -> Result<Vec<Step>, Unfit> {
             steps.push(write(text::unit(order)));
             steps.push(Step::Run(service.systemctl(&["daemon-reload"])));
             steps.push(Step::Run(service.systemctl(&["enable", "--now", "consensus-node.service"])));
+            if service.scope == Scope::User {
+                // Or it would end with the session of whoever asks.
+                steps.push(Step::Try(Command::of("loginctl", &["enable-linger"])));
+            }
         }
         Supervisor::Launchd => {
             steps.push(write(text::property_list(order)));

@@ -188,7 +188,7 @@ fn each_supervisor_is_told_what_to_do() {
     let unit = "rm /etc/systemd/system/consensus-node.service";
     assert_eq!(down, ["systemctl disable --now consensus-node.service", unit, "systemctl daemon-reload"]);
     let (up, _) = of(Supervisor::Systemd, Scope::User);
-    assert_eq!(up[1], "systemctl --user enable --now consensus-node.service");
+    assert_eq!(up[1..], ["systemctl --user enable --now consensus-node.service", "loginctl enable-linger"]);
     let (up, down) = of(Supervisor::Launchd, Scope::User);
     let list = "/home/op/Library/LaunchAgents/network.consensus.node.plist";
     assert_eq!(

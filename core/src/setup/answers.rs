@@ -22,11 +22,11 @@ pub(super) const NONE: &str = "none";
 /// What has another code sent.
 pub(super) const AGAIN: &str = "again";
 
-/// Answers by question; only of those that ask for a value.
+/// Answers by question; only of those that are kept for another setup.
 pub type Answers = BTreeMap<QuestionId, String>;
 
 /// The questions that [`Answers`] has, in the order in which they are asked.
-pub(super) const VALUES: [QuestionId; 9] = [
+pub(super) const VALUES: [QuestionId; 10] = [
     QuestionId::Server,
     QuestionId::Ipv4,
     QuestionId::Ipv6,
@@ -36,6 +36,7 @@ pub(super) const VALUES: [QuestionId; 9] = [
     QuestionId::EvmAddress,
     QuestionId::SolanaAddress,
     QuestionId::IcpAddress,
+    QuestionId::Service,
 ];
 
 /// The answer that a text is, in one form; or why it is none.

@@ -110,6 +110,15 @@ enum Installed {
     Settled,
 }
 
+/// The service in this setup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    Unknown,
+    /// A supervisor has it; it is not known to be connected.
+    Started,
+    Settled,
+}
+
 /// What this process did; nothing of it outlives it.
 #[derive(Clone, Debug)]
 struct Session {
@@ -134,7 +143,7 @@ struct Session {
     problem: Option<String>,
     summarised: bool,
     confirmed: bool,
-    served: bool,
+    service: Kept,
     heading: Option<Stage>,
 }
 
@@ -176,7 +185,7 @@ impl Setup {
             dirty: false,
             unsaved: false,
             resume: settings.handed_over.then_some(true),
-            keep: None,
+            keep: (settings.running && settings.registration.is_some()).then_some(true),
             release: if settings.skip_release { Installed::Settled } else { Installed::Unknown },
             v4: Search::default(),
             v6: Search::default(),
@@ -189,7 +198,7 @@ impl Setup {
             problem: None,
             summarised: false,
             confirmed: false,
-            served: false,
+            service: Kept::Unknown,
             heading: None,
         };
         let defaults = mem::take(&mut progress.answers);
@@ -335,6 +344,9 @@ impl Setup {
             }
             (Effect::InstallService { .. }, Outcome::Service(Ok(service))) => self.on_service(service),
             (Effect::InstallService { .. }, Outcome::Service(Err(finish))) => self.finish = Some(finish),
+            (Effect::AwaitNode { node_id }, Outcome::Connected(connected)) => {
+                self.on_connected(&node_id, connected);
+            }
             (effect, _) => self.pending = Some(Step::Do(effect)),
         }
     }
@@ -486,7 +498,8 @@ impl Setup {
             | QuestionId::Contact
             | QuestionId::EvmAddress
             | QuestionId::SolanaAddress
-            | QuestionId::IcpAddress => {
+            | QuestionId::IcpAddress
+            | QuestionId::Service => {
                 if id == QuestionId::Server {
                     self.settle_server(Some(value.clone()));
                 }
@@ -509,14 +522,14 @@ impl Setup {
         after(self.session.resume.is_none(), Stage::Resume)
             .or(after(!has(&[Id::Server]), Stage::Server))
             .or(after(self.settings.registration.is_some() && self.session.keep.is_none(), Stage::KeepNode))
-            .or(after(keeps && !self.session.served, Stage::Service))
+            .or(after(keeps && self.session.service != Kept::Settled, Stage::Service))
             .or(after(keeps, Stage::Done))
             .or(after(self.progress.agreement.is_none(), Stage::Agreement))
             .or(after(self.session.release != Installed::Settled, Stage::Release))
             .or(after(!has(&[Id::Ipv4, Id::Ipv6, Id::Port]), Stage::Addresses))
             .or(after(!knows_region, Stage::Region))
             .or(after(self.authorisation(now).is_none(), Stage::Evaluation))
-            .or(after(self.token(now).is_none(), Stage::Email))
+            .or(after(self.token(now).is_none() || self.lacks_email(), Stage::Email))
             .or(after(!has(&payouts), Stage::Payouts))
             .or(after(!self.session.confirmed, Stage::Confirm))
             .unwrap_or(Stage::Register)
@@ -531,6 +544,13 @@ impl Setup {
         let email = self.answers.get(&QuestionId::Email);
         let fits = |held: &&Held| held.email.is_empty() || email.is_none_or(|email| *email == held.email);
         self.progress.token.as_ref().filter(|held| held.expires_at > now.unix_seconds()).filter(fits)
+    }
+
+    /// Whether the address that was verified is to be answered again. One whose token the operator brought is nobody's
+    /// business.
+    fn lacks_email(&self) -> bool {
+        let is_known = |held: &Held| held.email.is_empty() || self.answers.contains_key(&QuestionId::Email);
+        !self.progress.token.as_ref().is_none_or(is_known)
     }
 
     /// The verification that is under way for this email address.
@@ -590,6 +610,15 @@ impl Setup {
                             figures.";
                 self.tell(TellKind::Text, text.to_string());
             }
+            Stage::Service => {
+                if let Some(supervisor) = &self.settings.supervisor {
+                    let text = format!(
+                        "{} can keep the node: it starts with the machine then, and again after a crash.",
+                        printable(supervisor)
+                    );
+                    self.tell(TellKind::Text, text);
+                }
+            }
             Stage::Email if was > Some(stage) => {
                 self.tell(TellKind::Warning, "The email address has to be verified again.".to_string());
             }
@@ -644,9 +673,18 @@ impl Setup {
                 Some(Step::Do(Effect::Register(Box::new(self.registrant(server)))))
             }
             Stage::Service => {
-                let registration = self.settings.registration.as_ref()?;
-                let node_id = registration.node_id.clone();
-                Some(Step::Do(Effect::InstallService { server, node_id }))
+                if self.session.service == Kept::Started {
+                    let node_id = self.settings.registration.as_ref()?.node_id.clone();
+                    return Some(Step::Do(Effect::AwaitNode { node_id }));
+                }
+                let keep = match (&self.settings.supervisor, self.answers.get(&QuestionId::Service)) {
+                    (Some(_), None) if !self.settings.running => {
+                        return Some(self.ask(QuestionId::Service, Some("yes")));
+                    }
+                    (Some(_), answer) => answer.is_none_or(|answer| answer == "yes"),
+                    (None, _) => false,
+                };
+                Some(Step::Do(Effect::InstallService { server, keep }))
             }
             Stage::Done => {
                 let name =

@@ -122,6 +122,12 @@ impl Progress {
     }
 }
 
+/// Why a file cannot be used as `setup-progress.json`; `None` where it can.
+#[must_use]
+pub fn damage(data: &[u8]) -> Option<String> {
+    Progress::parse(data, true).err().map(|error| error.to_string())
+}
+
 fn held(value: &Value) -> Option<Held> {
     let text = |name| value.get(name).and_then(Value::as_str);
     let token = text("token").filter(|text| is_token(text))?;

@@ -38,11 +38,16 @@ struct World {
     evaluation: Option<Finish>,
     auth_holds: u64,
     join_status: Vec<u16>,
+    running: bool,
+    supervisor: Option<String>,
     service: Result<Service, Finish>,
+    connected: Result<(), Finish>,
     unwritable: bool,
     did: Vec<&'static str>,
     told: Vec<Tell>,
     asked: Vec<QuestionId>,
+    /// Of those who registered.
+    emails: Vec<Option<String>>,
 }
 
 impl World {
@@ -64,11 +69,15 @@ impl World {
             evaluation: None,
             auth_holds: 600,
             join_status: Vec::new(),
-            service: Ok(Service::ByHand(vec!["consensus-node run".into()])),
+            running: false,
+            supervisor: None,
+            service: Ok(by_hand(Some("there is none"))),
+            connected: Ok(()),
             unwritable: false,
             did: Vec::new(),
             told: Vec::new(),
             asked: Vec::new(),
+            emails: Vec::new(),
         }
     }
 
@@ -87,6 +96,8 @@ impl World {
             machine: self.machine.clone().map(|record| ("/m/machine.json".into(), record)),
             registration: self.registration.clone(),
             join_auth: self.join_auth.clone(),
+            running: self.running,
+            supervisor: self.supervisor.clone(),
             ..Settings::default()
         }
     }
@@ -172,6 +183,7 @@ impl World {
             }
             Effect::Register(registrant) => {
                 assert_eq!(registrant.email_verification_token, "t1");
+                self.emails.push(registrant.email.clone());
                 let registered = if self.join_status.is_empty() {
                     self.registration = Some(Registration::new("n1"));
                     self.join_auth = None;
@@ -182,9 +194,13 @@ impl World {
                 };
                 ("register", Outcome::Registered(registered))
             }
-            Effect::InstallService { node_id, .. } => {
+            Effect::InstallService { keep: true, .. } => ("service", Outcome::Service(self.service.clone())),
+            Effect::InstallService { keep: false, .. } => {
+                ("service", Outcome::Service(Ok(by_hand(Some("there is none")))))
+            }
+            Effect::AwaitNode { node_id } => {
                 assert_eq!(node_id, "n1");
-                ("service", Outcome::Service(self.service.clone()))
+                ("await", Outcome::Connected(self.connected.clone()))
             }
         };
         self.did.push(name);
@@ -264,6 +280,10 @@ impl World {
     }
 }
 
+fn by_hand(why: Option<&str>) -> Service {
+    Service::ByHand { why: why.map(str::to_string), lines: vec!["consensus-node run".into()] }
+}
+
 fn authorisation(expires_at: u64) -> JoinAuth {
     JoinAuth {
         join_id: "j1".into(),
@@ -331,7 +351,7 @@ fn a_fresh_machine_is_taken_through_everything_in_order() {
         "{:?}",
         world.told
     );
-    assert!(world.says("consensus-node run"));
+    assert!(world.says("No supervisor keeps the node: there is none") && world.says("consensus-node run"));
     let left: Value = serde_json::from_slice(&world.progress.unwrap()).unwrap();
     assert_eq!(left, json!({"version": 1, "step": "done", "answers": {}}), "no token and no address stays");
 }
@@ -399,9 +419,11 @@ fn no_answer_out_of_turn_and_no_invalid_one_changes_anything() {
                 }
                 // Nor does the end of something that nobody does.
                 setup.result(Outcome::Written(Ok(())), world.now());
-                setup.result(Outcome::Service(Ok(Service::Installed("x".into()))), world.now());
+                setup.result(Outcome::Service(Ok(by_hand(None))), world.now());
                 assert_eq!(setup.next(world.now()), step, "the question stands, with all that it says");
-                setup.answer(question.id, &typical(&question), world.now()).unwrap();
+                if setup.answer(question.id, &typical(&question), world.now()).is_err() {
+                    panic!("{:?} is gone", question.id);
+                }
             }
             Step::Do(effect) => {
                 setup.result(Outcome::NotHandedOver("x".into()), world.now());
@@ -535,6 +557,7 @@ fn a_machine_that_holds_another_node_is_refused_with_both_named() {
     world.progress = Some("{".into());
     let finish = world.finish();
     assert_eq!(finish.outcome, End::Refused);
+    assert_eq!(world.start().ended(), Some(&finish), "known before anything is made");
     for name in ["n9", "/srv/other", "n1", "/home/op/.consensus/node", "/m/machine.json"] {
         assert!(finish.message.contains(name), "{name}: {}", finish.message);
     }
@@ -845,13 +868,17 @@ fn a_join_request_whose_answer_was_lost_is_told_of() {
 #[test]
 fn everything_is_asked_again_with_what_was_answered() {
     let mut world = World::new();
-    let (mut confirms, mut contacts) = (0, Vec::new());
+    let (mut confirms, mut contacts, mut emails) = (0, Vec::new(), Vec::new());
     let finish = world.drive(
         |question| {
             match question.id {
                 QuestionId::Confirm => {
                     confirms += 1;
                     return if confirms == 1 { "n".into() } else { String::new() };
+                }
+                QuestionId::Email => {
+                    emails.push(question.default.clone());
+                    return if confirms == 0 { "op@example.org".into() } else { String::new() };
                 }
                 QuestionId::Contact => {
                     contacts.push(question.default.clone().unwrap());
@@ -865,6 +892,8 @@ fn everything_is_asked_again_with_what_was_answered() {
     );
     assert_eq!(finish.unwrap().outcome, End::Done);
     assert_eq!(contacts, ["op@example.org", "me@example.net"]);
+    assert_eq!(emails, [None, Some("op@example.org".to_string())]);
+    assert_eq!(world.emails, [Some("op@example.org".to_string())], "the network is told of it");
     // What was earned stays.
     assert_eq!((world.count("evaluate"), world.count("email start")), (1, 1));
 }
@@ -957,4 +986,103 @@ fn the_agreement_is_a_page_of_short_lines() {
     for word in ["bandwidth", "processor time", "email address", "How to stop", "public addresses"] {
         assert!(AGREEMENT.to_lowercase().contains(&word.to_lowercase()), "{word}");
     }
+}
+
+/// A machine with a supervisor.
+fn supervised() -> World {
+    let (text, warnings) = ("systemd keeps it".to_string(), vec!["no linger".to_string()]);
+    let service = Ok(Service::Installed { text, warnings });
+    World { supervisor: Some("systemd of this user".into()), service, ..World::new() }
+}
+
+#[test]
+fn a_supervised_node_that_is_connected_is_the_last_thing_that_setup_waits_for() {
+    let mut world = supervised();
+    assert_eq!(world.finish().outcome, End::Done);
+    assert_eq!(world.asked.last(), Some(&QuestionId::Service));
+    assert_eq!(&world.did[world.did.len() - 4..], ["write", "service", "await", "write"]);
+    for words in [
+        "systemd of this user can keep the node",
+        "systemd keeps it",
+        "no linger",
+        "n1 runs, and is connected",
+    ] {
+        assert!(world.says(words), "{words}: {:?}", world.told);
+    }
+    let summary = world.told.iter().find(|tell| tell.kind == TellKind::Personal).unwrap();
+    assert!(!summary.text.contains("yes"), "the network is not told of it: {}", summary.text);
+
+    // Whoever does not want it is not told that something is missing.
+    let mut world = World { service: Ok(by_hand(None)), ..supervised() };
+    let answer = |question: &Question| match question.id {
+        QuestionId::Service => "no".to_string(),
+        _ => typical(question),
+    };
+    assert_eq!(world.drive(answer, None).unwrap().outcome, End::Done);
+    assert_eq!(world.count("await"), 0);
+}
+
+#[test]
+fn killed_at_any_step_a_supervised_node_is_connected_in_the_end() {
+    for kill in 0..MANY {
+        let mut ended = 0;
+        for done in [false, true] {
+            let mut world = supervised();
+            if world.drive(typical, Some((kill, done))).is_some() {
+                ended += 1;
+                continue;
+            }
+            // Once it was installed, the node has the state directory.
+            world.running = world.count("service") > 0;
+            assert_eq!(world.finish().outcome, End::Done, "{kill} {done}: {:?}", world.did);
+            assert!(world.count("register") <= 2 && world.count("await") >= 1, "{:?}", world.did);
+        }
+        if ended == 2 {
+            return;
+        }
+    }
+    panic!("it never came to its end");
+}
+
+#[test]
+fn a_node_that_does_not_connect_is_told_with_what_helps_and_waited_for_by_the_next_setup() {
+    let finish = Finish { outcome: End::Unreachable, message: "no session".into() };
+    let mut world = World { connected: Err(finish), ..supervised() };
+    let finish = world.finish();
+    assert_eq!(finish.outcome, End::Unreachable);
+    for words in ["no session", "service status", "doctor"] {
+        assert!(finish.message.contains(words), "{}", finish.message);
+    }
+    let left: Value = serde_json::from_slice(world.progress.as_ref().unwrap()).unwrap();
+    assert_eq!(left["step"], "service");
+    world.connected = Ok(());
+    world.running = true;
+    world.asked.clear();
+    assert_eq!(world.finish().outcome, End::Done);
+    assert!(world.asked.iter().all(|id| *id == QuestionId::Resume), "{:?}", world.asked);
+    assert_eq!((world.count("register"), world.count("service"), world.count("await")), (1, 2, 2));
+}
+
+#[test]
+fn a_service_that_was_asked_for_beforehand_and_cannot_be_is_no_success() {
+    for (given, outcome) in [("yes", End::NotRegistered), ("no", End::Done)] {
+        let mut world = World::new();
+        world.given.insert(QuestionId::Service, given.into());
+        let finish = world.finish();
+        assert_eq!(finish.outcome, outcome, "{finish:?}");
+        assert!(world.says("consensus-node run"), "it is told how it is started all the same");
+        assert!(!world.asked.contains(&QuestionId::Service));
+    }
+    let mut world = supervised();
+    world.given.insert(QuestionId::Service, "y".into());
+    assert_eq!(world.finish().outcome, End::Done);
+    assert!(!world.asked.contains(&QuestionId::Service) && world.count("await") == 1);
+}
+
+#[test]
+fn a_node_that_runs_is_not_registered_anew() {
+    let mut world = World { running: true, registration: Some(Registration::new("n1")), ..supervised() };
+    assert_eq!(world.finish().outcome, End::Done);
+    assert_eq!(world.asked, [QuestionId::Server]);
+    assert_eq!((world.count("evaluate"), world.count("register"), world.count("await")), (0, 0, 1));
 }

@@ -22,6 +22,7 @@ pub(super) const fn question(id: QuestionId) -> &'static str {
         QuestionId::SolanaAddress => "Where you are paid: Solana address",
         QuestionId::IcpAddress => "Where you are paid: ICP principal",
         QuestionId::Confirm => "Register with this (no asks everything again)",
+        QuestionId::Service => "Keep the node running as a service",
     }
 }
 
@@ -40,7 +41,8 @@ const fn name(id: QuestionId) -> &'static str {
         | QuestionId::KeepNode
         | QuestionId::Agreement
         | QuestionId::Code
-        | QuestionId::Confirm => "",
+        | QuestionId::Confirm
+        | QuestionId::Service => "",
     }
 }
 
@@ -48,7 +50,7 @@ const fn name(id: QuestionId) -> &'static str {
 pub(super) fn summary(answers: &Answers, region: Option<&str>) -> String {
     let mut text = String::from("This is what the network is told:");
     for id in VALUES {
-        if let Some(value) = answers.get(&id) {
+        if let Some(value) = answers.get(&id).filter(|_| id != QuestionId::Service) {
             text.push_str(&format!("\n  {:<9}{value}", name(id)));
         }
     }

@@ -205,6 +205,7 @@ impl View {
             Effect::Evaluate { .. } => Some("The network measures this machine"),
             Effect::Register(_) => Some("Registering this machine"),
             Effect::InstallService { .. } => Some("Seeing to it that the node runs"),
+            Effect::AwaitNode { .. } => Some("Waiting until the node is connected"),
         };
         self.download = None;
         if matches!(effect, Effect::Evaluate { .. }) {

@@ -86,6 +86,8 @@ fn follows(flag: &FlagInfo<'_>) -> Follows {
             "FORMAT" => Follows::Words("json text"),
             "LEVEL" => Follows::Words("debug info warn error"),
             "BOOL" => Follows::Words("true false"),
+            "ANSWER" => Follows::Words("yes no"),
+            "NAME" => Follows::Words("systemd launchd pm2"),
             _ => Follows::Own,
         },
     }

@@ -163,8 +163,8 @@ fn option_name(field: &str) -> String {
 subcommand! {
     Setup "setup",
     "From nothing to a node that runs: installs the release that the network requires, finds this machine's public \
-     addresses, has the machine evaluated, verifies your email address, registers, and says how the node is kept \
-     running. Asks for what it is not told, and goes on where it was stopped. With --yes nothing is asked: what is \
+     addresses, has the machine evaluated, verifies your email address, registers, has this machine's supervisor keep \
+     the node running, and waits until it is connected. Asks for what it is not told, and goes on where it was stopped. With --yes nothing is asked: what is \
      missing is named, and the exit code is 2.",
     example: "{command_name} --server https://server.example",
     [network tunnel release common] {
@@ -181,13 +181,16 @@ subcommand! {
         (code "CODE" "the code of the email that an earlier setup had sent")
         (machine_id "ID" "your own id for this machine (CONSENSUS_MACHINE_ID; default: the one in machine.json)")
         (address_service "URL" "answers with the address it sees, as plain text; may be given again (CONSENSUS_ADDRESS_SERVICES, with commas between, or none; default: https://icanhazip.com/, https://ident.me/, https://ifconfig.co/ip)")
+        (service "ANSWER" "whether a supervisor keeps the node: yes or no (default yes, where there is one)")
+        (supervisor "NAME" "which: systemd, launchd or pm2, for this user (default: what this machine has)")
+        (user "let it keep the node also where this user is root: for a lab")
         (browser_port "PORT" "where the page of --browser is (default: any that is free)")
         (browser "ask on a page in a browser of this machine, whose address is printed, instead of here")
         (yes "agree (see --agreement), ask nothing, and use what an earlier setup left")
         (agreement "print what you agree to, and do nothing else")
         (skip_release "stay with this program, whatever release the network requires: for builds from source")
         (allow_older "take the required release also where it is older than this one")
-        (allow_private_targets "take private addresses: for a lab only")
+        (allow_private_targets "take private addresses, and let strangers reach them through the service: for a lab only")
     }
 }
 

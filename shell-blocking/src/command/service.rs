@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{Write, sink};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,9 @@ use crate::runtime_api::Runtime;
 use crate::service;
 use crate::settings::{Servicing, Sources, UsageError};
 use crate::state_dir::StateDir;
+
+/// Said where nobody could keep it.
+const NO_SUPERVISOR: &str = "neither systemd nor launchd runs here, and there is no pm2: scripts/ensure-pm2.sh of the release installs that";
 
 /// The sibling of an install directory that is the state directory, where nobody says another.
 const STATE: &str = "node";
@@ -42,13 +46,11 @@ fn install_service<R: Runtime>(
     servicing: &Servicing,
     surroundings: &mut Surroundings<'_>,
 ) -> Result<u8, Failure> {
-    let supervisor = servicing.supervisor.or_else(service::of_this_machine).ok_or_else(|| {
-        usage("--supervisor: neither systemd nor launchd runs here, and there is no pm2: scripts/ensure-pm2.sh of the \
-               release installs that")
-    })?;
-    // Everything that may keep it already, and not only what is asked for.
-    let everything = Servicing { supervisor: None, user: false, ..servicing.clone() };
-    if let Some(found) = service::installed(&everything).first() {
+    let supervisor = servicing
+        .supervisor
+        .or_else(service::of_this_machine)
+        .ok_or_else(|| usage(&format!("--supervisor: {NO_SUPERVISOR}")))?;
+    if let Some(found) = kept_already(servicing) {
         let text = format!("{}; `{} service uninstall` takes it away", found.describe(), R::PROGRAM);
         return Err(Failure::new(Outcome::Refused, text));
     }
@@ -59,19 +61,62 @@ fn install_service<R: Runtime>(
             "root alone can tell the machine's supervisor something: run this as root, or with --user",
         ));
     }
+    let order = order::<R>(sources, servicing, service::service(servicing, supervisor, scope))?;
+    let steps = plan::install(&order).map_err(|unfit| usage(&unfit.to_string()))?;
+    let warnings = carry_out(&steps, servicing.dry_run, surroundings.stdout).map_err(not_done::<R>)?;
+    warn(&warnings, surroundings);
+    if servicing.dry_run {
+        return Ok(Outcome::Done.exit_code());
+    }
+    let mut said = format!("{}\nsettings: {}\n", order.service.describe(), order.settings_file());
+    said.extend(advice(&order.service, &warnings).into_iter().map(|line| format!("{line}\n")));
+    Ok(print(surroundings.stdout, &shown(&said)))
+}
+
+/// What the operator has to do themselves.
+fn advice(service: &Service, warnings: &[String]) -> Option<&'static str> {
+    match (service.supervisor, service.scope) {
+        (Supervisor::Systemd, Scope::User) if !warnings.is_empty() => {
+            Some("it may run only while you are logged in: `loginctl enable-linger` has it run always")
+        }
+        (Supervisor::Pm2, _) => {
+            Some("run once what `pm2 startup` tells you, for PM2 to start with the machine")
+        }
+        _ => None,
+    }
+}
+
+fn not_done<R: Runtime>(why: String) -> Failure {
+    Failure::internal(format!("{why}; `{} service uninstall` takes away what was done", R::PROGRAM))
+}
+
+/// What keeps the node already, whatever is asked for.
+fn kept_already(servicing: &Servicing) -> Option<Service> {
+    let everything = Servicing { supervisor: None, user: false, ..servicing.clone() };
+    service::installed(&everything).into_iter().next()
+}
+
+fn order<R: Runtime>(
+    sources: &Sources<'_>,
+    servicing: &Servicing,
+    service: Service,
+) -> Result<Order, Failure> {
     let install_dir = install_dir(sources, servicing)?;
-    let state = Places::find(sources, servicing, scope, &install_dir)?;
-    has_release(&install_dir, supervisor)?;
+    let state = Places::find(sources, servicing, service.scope, &install_dir)?;
+    if let Some(missing) = missing_of_release(&install_dir, service.supervisor) {
+        let text = format!("{}: missing; install a release first, or name --install-dir", missing.display());
+        return Err(Failure::new(Outcome::NotRegistered, text));
+    }
     has_registration::<R>(&state)?;
-    let user = match scope {
-        Scope::User => (String::new(), uid),
+    let user = match service.scope {
+        Scope::User => (String::new(), service.uid),
         Scope::Machine => owner(&install_dir, &state.state_dir)?,
     };
-    let settings = sources.service_variables()?;
+    let settings = sources.service_variables(&state.state_dir)?;
     let arguments =
         if sources.allow_private_targets() { vec!["--allow-private-targets".into()] } else { vec![] };
     let order = Order {
-        service: service::service(servicing, supervisor, scope),
+        service,
         install_dir: text(&install_dir),
         state_dir: text(&state.state_dir),
         registry_dir: text(&state.registry_dir),
@@ -79,30 +124,78 @@ fn install_service<R: Runtime>(
         arguments,
         settings,
     };
-    let settings_file = order.settings_file();
-    if order.settings.is_empty() && !Path::new(&settings_file).exists() {
+    if order.settings.is_empty() && !Path::new(&order.settings_file()).exists() {
         // Says what is missing.
         sources.network()?;
     }
-    let steps = plan::install(&order).map_err(|unfit| usage(&unfit.to_string()))?;
-    carry_out(&steps, servicing.dry_run, surroundings).map_err(|why| {
-        let undo = format!("`{} service uninstall` takes away what was done", R::PROGRAM);
-        Failure::internal(format!("{why}; {undo}"))
-    })?;
-    if servicing.dry_run {
-        return Ok(Outcome::Done.exit_code());
+    Ok(order)
+}
+
+/// The service that `setup` makes: the one that there is, else one of this user's supervisor.
+///
+/// # Errors
+/// Why there can be none.
+pub(super) fn of_setup(servicing: &Servicing, install_dir: &Path) -> Result<Service, String> {
+    if let Some(found) = kept_already(servicing) {
+        return Ok(found);
     }
-    let mut said = format!("{}\nsettings: {settings_file}\n", order.service.describe());
-    match (supervisor, scope) {
-        (Supervisor::Systemd, Scope::User) => {
-            said.push_str("it runs while you are logged in; `loginctl enable-linger` has it run always\n");
-        }
-        (Supervisor::Pm2, _) => {
-            said.push_str("run once what `pm2 startup` tells you, for PM2 to start with the machine\n");
-        }
-        _ => {}
+    let supervisor = servicing.supervisor.or_else(service::of_this_machine).ok_or(NO_SUPERVISOR)?;
+    if service::uid() == 0 && !servicing.user {
+        return Err(
+            "you are root, and a node for strangers does not run as root: set it up as a user of its own"
+                .to_string(),
+        );
     }
-    Ok(print(surroundings.stdout, &shown(&said)))
+    let service = service::service(servicing, supervisor, Scope::User);
+    if let Some(Err(why)) = service.probe().map(|command| service::run(&command)) {
+        return Err(format!(
+            "{} does not answer ({why}): it does where this user is logged in, by ssh for example and not by su",
+            service.keeper()
+        ));
+    }
+    match missing_of_release(install_dir, supervisor) {
+        Some(missing) => {
+            Err(format!("a service needs an installed release: there is no {}", missing.display()))
+        }
+        None => Ok(service),
+    }
+}
+
+/// Has the service run, with the settings of now; gives it in words, and warnings. `runs` says whether a node does
+/// already: then nothing is changed.
+pub(super) fn set_up<R: Runtime>(
+    sources: &Sources<'_>,
+    servicing: &Servicing,
+    service: Service,
+    runs: bool,
+) -> Result<(String, Vec<String>), Failure> {
+    let exists = kept_already(servicing).as_ref() == Some(&service);
+    if runs {
+        // Whoever starts another one would start it in vain, again and again.
+        let by_itself = "a node runs already, and no supervisor keeps it: stop it, and run `setup` again";
+        return match exists {
+            true => Ok((format!("{}, and it runs.", service.describe()), Vec::new())),
+            false => Err(Failure::new(Outcome::Occupied, by_itself.to_string())),
+        };
+    }
+    if service.scope == Scope::Machine && service::uid() != 0 {
+        let text = format!(
+            "{}, and root alone can start it: `systemctl start {}`, or launchctl",
+            service.describe(),
+            plan::NAME
+        );
+        return Err(Failure::new(Outcome::Refused, text));
+    }
+    let order = order::<R>(sources, servicing, service)?;
+    let mut steps = Vec::new();
+    if exists && order.service.supervisor != Supervisor::Pm2 {
+        // Its settings may be others by now. PM2 starts anew what it has.
+        steps = plan::uninstall(&order.service);
+    }
+    steps.extend(plan::install(&order).map_err(|unfit| usage(&unfit.to_string()))?);
+    let mut warnings = carry_out(&steps, false, &mut sink()).map_err(not_done::<R>)?;
+    warnings.extend(advice(&order.service, &warnings).map(|line| format!("{line}.")));
+    Ok((format!("{}.\nIts settings: {}", order.service.describe(), order.settings_file()), warnings))
 }
 
 /// Where the node's files are.
@@ -134,28 +227,20 @@ impl Places {
 }
 
 /// As it is said; else that of the release that runs this; else as every command has it.
-fn install_dir(sources: &Sources<'_>, servicing: &Servicing) -> Result<PathBuf, Failure> {
+pub(super) fn install_dir(sources: &Sources<'_>, servicing: &Servicing) -> Result<PathBuf, Failure> {
     match servicing.install_dir.clone().or_else(install::own_dir) {
         Some(dir) => Ok(dir),
         None => Ok(sources.updating()?.install_dir),
     }
 }
 
-fn has_release(install_dir: &Path, supervisor: Supervisor) -> Result<(), Failure> {
+/// What a service starts, and is not there.
+fn missing_of_release(install_dir: &Path, supervisor: Supervisor) -> Option<PathBuf> {
     let mut needed = vec!["current/bin/consensus-node", "run-node.sh"];
     if supervisor == Supervisor::Pm2 {
         needed.push("current/scripts/start-pm2.sh");
     }
-    match needed.into_iter().find(|name| !install_dir.join(name).is_file()) {
-        Some(name) => {
-            let text = format!(
-                "{}: missing; install a release first, or name --install-dir",
-                install_dir.join(name).display()
-            );
-            Err(Failure::new(Outcome::NotRegistered, text))
-        }
-        None => Ok(()),
-    }
+    needed.into_iter().map(|name| install_dir.join(name)).find(|path| !path.is_file())
 }
 
 fn has_registration<R: Runtime>(places: &Places) -> Result<(), Failure> {
@@ -224,7 +309,9 @@ fn uninstall<R: Runtime>(servicing: &Servicing, surroundings: &mut Surroundings<
         return Err(Failure::internal(text));
     }
     let install_dir = service::install_dir(service);
-    carry_out(&plan::uninstall(service), servicing.dry_run, surroundings).map_err(Failure::internal)?;
+    let steps = plan::uninstall(service);
+    let warnings = carry_out(&steps, servicing.dry_run, surroundings.stdout).map_err(Failure::internal)?;
+    warn(&warnings, surroundings);
     if servicing.dry_run {
         return Ok(Outcome::Done.exit_code());
     }
@@ -313,8 +400,15 @@ fn releases(install_dir: &Path) -> Vec<(&'static str, String)> {
     [("release", text)].into_iter().chain(after).collect()
 }
 
-/// Says each step and does it.
-fn carry_out(steps: &[Step], dry_run: bool, surroundings: &mut Surroundings<'_>) -> Result<(), String> {
+fn warn(warnings: &[String], surroundings: &mut Surroundings<'_>) {
+    for warning in warnings {
+        let _ = writeln!(surroundings.stderr, "warning: {}", printable(warning));
+    }
+}
+
+/// Says each step and does it. What failed and stopped nothing is given back.
+fn carry_out(steps: &[Step], dry_run: bool, out: &mut dyn Write) -> Result<Vec<String>, String> {
+    let mut warnings = Vec::new();
     for step in steps {
         let mut said = if dry_run { "would " } else { "" }.to_string();
         match step {
@@ -332,18 +426,16 @@ fn carry_out(steps: &[Step], dry_run: bool, surroundings: &mut Surroundings<'_>)
             Step::Remove { path } => said.push_str(&format!("remove {path}\n")),
         }
         // It is done all the same, whether that can be told or not.
-        let _ = surroundings.stdout.write_all(shown(&said).as_bytes());
+        let _ = out.write_all(shown(&said).as_bytes());
         if dry_run {
             continue;
         }
         match (service::perform(step), step) {
-            (Err(why), Step::Try(_)) => {
-                let _ = writeln!(surroundings.stderr, "warning: {}", printable(&why));
-            }
+            (Err(why), Step::Try(_)) => warnings.push(why),
             (result, _) => result?,
         }
     }
-    Ok(())
+    Ok(warnings)
 }
 
 /// Lines fit for a terminal. A path may be longer than what a peer may say.

@@ -32,7 +32,7 @@ pub(super) fn run<R: Runtime>(
 }
 
 /// Whoever listens at every address of the machine is reached at its loopback.
-fn reached_at(listen: SocketAddr) -> SocketAddr {
+pub(super) fn reached_at(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

@@ -1,5 +1,6 @@
 //! Every setting that outlives one command: what the settings file may hold, and what `config show` tells of it.
 
+use self::Reach::{Elsewhere, Resolved, Said, Unit};
 use super::proxies::{ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, NO_PROXY};
 use super::release::RELEASE_KEYS;
 use super::setup::ADDRESS_SERVICE;
@@ -8,7 +9,7 @@ use super::*;
 
 /// One setting, whatever its type.
 pub struct Known {
-    option: &'static str,
+    pub(super) option: &'static str,
     key: &'static str,
     /// Its variables.
     pub env: &'static [&'static str],
@@ -18,7 +19,26 @@ pub struct Known {
     pub secret: bool,
     /// Whether the file may hold it.
     pub in_file: bool,
+    /// How it comes to a node that a supervisor keeps.
+    pub(super) reach: Reach,
     find: fn(&Sources<'_>) -> Result<Option<Told>, UsageError>,
+}
+
+/// Names and values.
+pub(super) type Variables = Vec<(&'static str, String)>;
+
+/// How what was said of a setting, by an option or a variable, comes to a node that a supervisor keeps. What the file in
+/// its state directory says it reads there itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reach {
+    /// In the environment file, as it was said.
+    Said,
+    /// In the environment file, in the form that does not depend on where the node is started.
+    Resolved(fn(&Sources<'_>) -> Result<Variables, UsageError>),
+    /// In the unit, which is not secret: the places of files.
+    Unit,
+    /// Not at all: other commands have it.
+    Elsewhere,
 }
 
 /// A value, and where it came from.
@@ -69,7 +89,7 @@ impl Known {
 }
 
 macro_rules! known {
-    ($setting:expr, $default:literal) => {
+    ($setting:expr, $default:literal, $reach:expr) => {
         Known {
             option: $setting.option,
             key: $setting.key,
@@ -77,6 +97,7 @@ macro_rules! known {
             default: $default,
             secret: $setting.secret,
             in_file: true,
+            reach: $reach,
             find: |sources| Ok(sources.find(&$setting)?.map(Found::told)),
         }
     };
@@ -84,46 +105,50 @@ macro_rules! known {
 
 /// All of them, in the order in which they are shown.
 pub const KNOWN: &[Known] = &[
-    known!(SERVER, "none"),
-    known!(TUNNEL_URL, "from the server"),
-    known!(SERVER_KEY, "none"),
-    known!(CA, "none"),
-    Known { in_file: false, ..known!(STATE_DIR, "~/.consensus/node") },
-    known!(MACHINE_REGISTRY, "~/.consensus"),
-    known!(CANDIDATE_ID, "none"),
-    known!(HTTPS_PROXY, "none"),
-    known!(HTTP_PROXY, "none"),
-    known!(ALL_PROXY, "none"),
-    known!(NO_PROXY, "none"),
-    Known { env: &["NODE_HOST", "NODE_PORT"], find: find_listen, ..known!(LISTEN, "127.0.0.1:9090") },
-    known!(LOG, "by terminal"),
-    known!(LOG_LEVEL, "info"),
-    known!(MAX_REQUESTS, "256"),
-    known!(MAX_STREAMS_OPEN, "1024"),
-    known!(MAX_INITS, "500"),
-    known!(MAX_REQUEST_BODY, "10"),
-    known!(MAX_RESPONSE_BODY, "50"),
-    known!(MAX_HEAD, "64"),
-    known!(CONNECT_SECONDS, "10"),
-    known!(FIRST_BYTE_SECONDS, "30"),
-    known!(REQUEST_SECONDS, "30"),
-    known!(PING_SECONDS, "20"),
-    known!(SILENCE_SECONDS, "60"),
-    known!(RELEASE_KEYS, "none"),
-    known!(COMMAND, "the node itself"),
-    known!(INSTALL_DIR, "~/.consensus/node-runtime"),
-    known!(RETENTION, "3"),
-    known!(ADDRESS_SERVICE, "public ones"),
-    known!(EMAIL, "the contact"),
-    known!(CONTACT, "the email"),
-    known!(IPV4, "none"),
-    known!(IPV6, "none"),
-    known!(PORT, "9090"),
-    known!(EVM_ADDRESS, "none"),
-    known!(SOLANA_ADDRESS, "none"),
-    known!(ICP_ADDRESS, "none"),
-    known!(EMAIL_VERIFICATION_TOKEN, "none"),
-    known!(MACHINE_ID, "made once"),
+    known!(SERVER, "none", Said),
+    known!(TUNNEL_URL, "from the server", Said),
+    known!(SERVER_KEY, "none", Resolved(service::resolve_server_key)),
+    known!(CA, "none", Resolved(service::resolve_ca)),
+    Known { in_file: false, ..known!(STATE_DIR, "~/.consensus/node", Unit) },
+    known!(MACHINE_REGISTRY, "~/.consensus", Unit),
+    known!(CANDIDATE_ID, "none", Said),
+    known!(HTTPS_PROXY, "none", Said),
+    known!(HTTP_PROXY, "none", Said),
+    known!(ALL_PROXY, "none", Said),
+    known!(NO_PROXY, "none", Said),
+    Known {
+        env: &["NODE_HOST", "NODE_PORT"],
+        find: find_listen,
+        ..known!(LISTEN, "127.0.0.1:9090", Resolved(service::resolve_listen))
+    },
+    known!(LOG, "by terminal", Said),
+    known!(LOG_LEVEL, "info", Said),
+    known!(MAX_REQUESTS, "256", Said),
+    known!(MAX_STREAMS_OPEN, "1024", Said),
+    known!(MAX_INITS, "500", Said),
+    known!(MAX_REQUEST_BODY, "10", Said),
+    known!(MAX_RESPONSE_BODY, "50", Said),
+    known!(MAX_HEAD, "64", Said),
+    known!(CONNECT_SECONDS, "10", Said),
+    known!(FIRST_BYTE_SECONDS, "30", Said),
+    known!(REQUEST_SECONDS, "30", Said),
+    known!(PING_SECONDS, "20", Said),
+    known!(SILENCE_SECONDS, "60", Said),
+    known!(RELEASE_KEYS, "none", Resolved(service::resolve_release_keys)),
+    known!(COMMAND, "the node itself", Said),
+    known!(INSTALL_DIR, "~/.consensus/node-runtime", Unit),
+    known!(RETENTION, "3", Said),
+    known!(ADDRESS_SERVICE, "public ones", Elsewhere),
+    known!(EMAIL, "the contact", Elsewhere),
+    known!(CONTACT, "the email", Elsewhere),
+    known!(IPV4, "none", Elsewhere),
+    known!(IPV6, "none", Elsewhere),
+    known!(PORT, "9090", Elsewhere),
+    known!(EVM_ADDRESS, "none", Elsewhere),
+    known!(SOLANA_ADDRESS, "none", Elsewhere),
+    known!(ICP_ADDRESS, "none", Elsewhere),
+    known!(EMAIL_VERIFICATION_TOKEN, "none", Elsewhere),
+    known!(MACHINE_ID, "made once", Elsewhere),
 ];
 
 /// The local API's address is of one option or of two variables.

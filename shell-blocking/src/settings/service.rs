@@ -1,18 +1,16 @@
 //! Settings of `service`, and those of `run` as the variables that a supervised node is given.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use consensus_core::service::Supervisor;
 use consensus_core::wire::{base64, hex};
 
-use super::proxies::{ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, NO_PROXY};
+use super::known::{KNOWN, Reach, Variables};
 use super::release::RELEASE_KEYS;
-use super::updating::{COMMAND, INTO, PROBATION, RETENTION};
+use super::updating::{INTO, PROBATION};
 use super::{
-    CA, CANDIDATE_ID, CONNECT_SECONDS, FIRST_BYTE_SECONDS, LISTEN, LOG, LOG_LEVEL, MACHINE_REGISTRY,
-    MAX_HEAD, MAX_INITS, MAX_REQUEST_BODY, MAX_REQUESTS, MAX_RESPONSE_BODY, MAX_STREAMS_OPEN, NODE_HOST,
-    NODE_PORT, PING_SECONDS, REQUEST_SECONDS, SERVER, SERVER_KEY, SILENCE_SECONDS, STATE_DIR, Setting,
-    Sources, TUNNEL_URL, UsageError,
+    CA, MACHINE_REGISTRY, NODE_HOST, NODE_PORT, SERVER, SERVER_KEY, STATE_DIR, Setting, Source, Sources,
+    TUNNEL_URL, UsageError,
 };
 
 /// What `service` is told.
@@ -84,41 +82,32 @@ impl Sources<'_> {
         })
     }
 
-    /// The settings of `run` as variables, in order: what is said, checked as `run` checks it, paths made absolute and
-    /// keys read from their files. Empty where nobody says which network.
+    /// What was said by options or variables and the node of that state directory has to know, as variables, in order:
+    /// checked as `run` checks it, paths made absolute and keys read from their files. What the settings file there says
+    /// is left out: the node reads it itself. Empty where nobody says which network.
     ///
     /// # Errors
     /// A wrong value; or an option without a network: settings are written as a whole.
-    pub fn service_variables(&self) -> Result<Vec<(String, String)>, UsageError> {
+    pub fn service_variables(&self, state_dir: &Path) -> Result<Vec<(String, String)>, UsageError> {
+        let reads_the_file = self.file.is_some_and(|file| file.path().parent() == Some(state_dir));
         let mut found = Vec::new();
-        macro_rules! as_said {
-            ($($setting:ident)*) => { $(
-                if let Some(said) = self.find(&$setting)? {
-                    found.push(($setting.env[0], said.text.trim().to_string()));
+        for known in KNOWN {
+            if matches!(known.reach, Reach::Unit | Reach::Elsewhere) {
+                continue;
+            }
+            let Some(told) = known.find(self)? else { continue };
+            let is_there = told.source == Source::File && reads_the_file;
+            match known.reach {
+                Reach::Said if !is_there => found.push((known.env[0], told.text.trim().to_string())),
+                // The node is started elsewhere, and would look for it there.
+                Reach::Resolved(resolve) if !is_there || is_of_this_folder(&told.text) => {
+                    found.extend(resolve(self)?);
                 }
-            )* };
+                _ => {}
+            }
         }
-        as_said! {
-            SERVER TUNNEL_URL CANDIDATE_ID PING_SECONDS SILENCE_SECONDS MAX_REQUESTS MAX_STREAMS_OPEN MAX_INITS
-            MAX_REQUEST_BODY MAX_RESPONSE_BODY MAX_HEAD CONNECT_SECONDS FIRST_BYTE_SECONDS REQUEST_SECONDS COMMAND
-            RETENTION PROBATION LOG LOG_LEVEL HTTPS_PROXY HTTP_PROXY ALL_PROXY NO_PROXY
-        }
-        if let Some(ca) = self.get(&CA)? {
-            let path = self.absolute(&ca)?;
-            found.push((CA.env[0], path.to_string_lossy().into_owned()));
-        }
-        if let Some(key) = self.get(&SERVER_KEY)? {
-            found.push((SERVER_KEY.env[0], base64::encode_url(&key)));
-        }
-        if let Some(keys) = self.get(&RELEASE_KEYS)? {
-            let keys: Vec<_> = keys.as_slice().iter().map(|key| hex::encode(key)).collect();
-            found.push((RELEASE_KEYS.env[0], keys.join(",")));
-        }
-        if self.get(&LISTEN)?.is_some() || self.get(&NODE_HOST)?.is_some() || self.get(&NODE_PORT)?.is_some()
-        {
-            let listen = self.listen()?;
-            found.push((NODE_HOST.env[0], listen.ip().to_string()));
-            found.push((NODE_PORT.env[0], listen.port().to_string()));
+        if let Some(said) = self.find(&PROBATION)? {
+            found.push((PROBATION.env[0], said.text.trim().to_string()));
         }
         if self.get(&SERVER)?.is_none() && self.get(&TUNNEL_URL)?.is_none() {
             let of_others = ["--supervisor", "--install-dir", "--state-dir", "--user", "--dry-run"];
@@ -136,6 +125,33 @@ impl Sources<'_> {
         self.proxies()?;
         Ok(found.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
+}
+
+/// Whether a text is the path of a file as it is called in this folder alone.
+fn is_of_this_folder(text: &str) -> bool {
+    let path = Path::new(text.trim());
+    path.is_relative() && path.is_file()
+}
+
+pub(super) fn resolve_ca(sources: &Sources<'_>) -> Result<Variables, UsageError> {
+    let Some(ca) = sources.get(&CA)? else { return Ok(Vec::new()) };
+    Ok(vec![(CA.env[0], sources.absolute(&ca)?.to_string_lossy().into_owned())])
+}
+
+pub(super) fn resolve_server_key(sources: &Sources<'_>) -> Result<Variables, UsageError> {
+    let key = sources.get(&SERVER_KEY)?;
+    Ok(key.map(|key| (SERVER_KEY.env[0], base64::encode_url(&key))).into_iter().collect())
+}
+
+pub(super) fn resolve_release_keys(sources: &Sources<'_>) -> Result<Variables, UsageError> {
+    let Some(keys) = sources.get(&RELEASE_KEYS)? else { return Ok(Vec::new()) };
+    let keys: Vec<_> = keys.as_slice().iter().map(|key| hex::encode(key)).collect();
+    Ok(vec![(RELEASE_KEYS.env[0], keys.join(","))])
+}
+
+pub(super) fn resolve_listen(sources: &Sources<'_>) -> Result<Variables, UsageError> {
+    let listen = sources.listen()?;
+    Ok(vec![(NODE_HOST.env[0], listen.ip().to_string()), (NODE_PORT.env[0], listen.port().to_string())])
 }
 
 #[cfg(test)]
@@ -156,7 +172,8 @@ mod tests {
             let found = env.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| OsString::from(value)).or((name == "HOME").then(|| "/home/op".into()))
         };
-        Sources { options: &options, env: &find, file: None }.service_variables()
+        Sources { options: &options, env: &find, file: None }
+            .service_variables(Path::new("/home/op/.consensus/node"))
     }
 
     fn pairs(found: &[(String, String)]) -> Vec<(&str, &str)> {
@@ -177,10 +194,10 @@ mod tests {
         );
         let expected = [
             ("CONSENSUS_SERVER_URL", "https://a.example"),
-            ("CONSENSUS_MAX_STREAMS", "9"),
-            ("CONSENSUS_NODE_RELEASE_RETENTION", "5"),
             ("NODE_HOST", "127.0.0.1"),
             ("NODE_PORT", "7"),
+            ("CONSENSUS_MAX_STREAMS", "9"),
+            ("CONSENSUS_NODE_RELEASE_RETENTION", "5"),
         ];
         assert_eq!(pairs(&found.unwrap()), expected);
     }
@@ -232,6 +249,114 @@ mod tests {
             let error = variables(&[server, (option, value)], &[]).unwrap_err().to_string();
             assert!(error.starts_with(option), "{error}");
         }
+    }
+
+    type Pairs = &'static [(&'static str, &'static str)];
+
+    /// Every setting that is known, a value that is not the default, and what of it is in the environment file. A new
+    /// setting has to be put here.
+    const EACH: &[(&str, &str, Pairs)] = &[
+        ("server", "https://a.example", &[("CONSENSUS_SERVER_URL", "https://a.example")]),
+        ("tunnel-url", "wss://t.example/x", &[("CONSENSUS_TUNNEL_URL", "wss://t.example/x")]),
+        ("server-key", KEY_TEXT, &[("CONSENSUS_SERVER_KEY", KEY_TEXT)]),
+        ("ca", "/dev/../FILE", &[("CONSENSUS_CA_FILE", "/dev/../FILE")]),
+        ("state-dir", "/s", &[]),
+        ("machine-registry-dir", "/m", &[]),
+        ("candidate-id", "me", &[("CONSENSUS_CANDIDATE_ID", "me")]),
+        ("https-proxy", "http://op:s3cret@p.example:1", &[("https_proxy", "http://op:s3cret@p.example:1")]),
+        ("http-proxy", "http://p.example:2", &[("http_proxy", "http://p.example:2")]),
+        ("all-proxy", "http://p.example:3", &[("all_proxy", "http://p.example:3")]),
+        ("no-proxy", "a.example,10.0.0.0/8", &[("no_proxy", "a.example,10.0.0.0/8")]),
+        ("listen", "127.0.0.2:7", &[("NODE_HOST", "127.0.0.2"), ("NODE_PORT", "7")]),
+        ("log", "text", &[("CONSENSUS_LOG", "text")]),
+        ("log-level", "warn", &[("CONSENSUS_LOG_LEVEL", "warn")]),
+        ("max-requests", "11", &[("CONSENSUS_MAX_REQUESTS", "11")]),
+        ("max-streams", "12", &[("CONSENSUS_MAX_STREAMS", "12")]),
+        ("max-inits", "13", &[("CONSENSUS_MAX_INITS", "13")]),
+        ("max-request-body", "14", &[("CONSENSUS_MAX_REQUEST_BODY", "14")]),
+        ("max-response-body", "15", &[("CONSENSUS_MAX_RESPONSE_BODY", "15")]),
+        ("max-head", "16", &[("CONSENSUS_MAX_HEAD", "16")]),
+        ("connect-seconds", "17", &[("CONSENSUS_CONNECT_SECONDS", "17")]),
+        ("first-byte-seconds", "18", &[("CONSENSUS_FIRST_BYTE_SECONDS", "18")]),
+        ("request-seconds", "19", &[("CONSENSUS_REQUEST_SECONDS", "19")]),
+        ("ping-seconds", "2", &[("CONSENSUS_PING_SECONDS", "2")]),
+        ("silence-seconds", "30", &[("CONSENSUS_SILENCE_SECONDS", "30")]),
+        ("release-key", KEY_HEX, &[("CONSENSUS_RELEASE_KEYS", KEY_HEX)]),
+        ("update-command", "echo hi", &[("CONSENSUS_NODE_UPDATE_COMMAND", "echo hi")]),
+        ("install-dir", "/i", &[]),
+        ("retention", "5", &[("CONSENSUS_NODE_RELEASE_RETENTION", "5")]),
+        ("address-service", "none", &[]),
+        ("email", "a@b.example", &[]),
+        ("contact", "me", &[]),
+        ("ipv4", "8.8.8.8", &[]),
+        ("ipv6", "2606:4700::1", &[]),
+        ("port", "80", &[]),
+        ("evm-address", "0x52908400098527886E0F7030069857D2E4169EE7", &[]),
+        ("solana-address", "4fYNw3dojWmQ4dXtSGE9epjRGy9pFSx62YypT7avPYvA", &[]),
+        ("icp-address", "rrkah-fqaaa-aaaaa-aaaaq-cai", &[]),
+        ("email-verification-token", "t0ken", &[]),
+        ("machine-id", "m1", &[]),
+    ];
+    const KEY_TEXT: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc";
+    const KEY_HEX: &str = "0707070707070707070707070707070707070707070707070707070707070707";
+
+    #[test]
+    fn each_known_setting_reaches_the_supervised_node_or_is_of_no_use_to_it() {
+        let names: Vec<_> = KNOWN.iter().map(crate::settings::Known::name).collect();
+        assert_eq!(names, EACH.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), "put a new one here");
+        let scratch = Scratch::new();
+        let ca = scratch.path().join("ca.pem");
+        std::fs::write(&ca, "").unwrap();
+        let ca = ca.to_str().unwrap();
+        let real = |text: &'static str| if text == "/dev/../FILE" { ca } else { text };
+        for (known, (name, value, expected)) in KNOWN.iter().zip(EACH) {
+            let server = ("CONSENSUS_SERVER_URL", "https://a.example");
+            let mut all: Vec<_> = expected.iter().map(|(name, value)| (*name, real(value))).collect();
+            if *name != "server" {
+                all.insert(0, server);
+            }
+            // The listener's address is of two variables, one of which is another setting's too.
+            let said: Vec<Vec<_>> = match *name {
+                "listen" => vec![expected.to_vec()],
+                _ => {
+                    let variables = known.env.iter().filter(|variable| **variable != "NODE_PORT");
+                    variables.map(|variable| vec![(*variable, real(value))]).collect()
+                }
+            };
+            assert!(!said.is_empty() || *name == "email", "{name} has a variable");
+            for said in said {
+                let env: Vec<_> = [server].into_iter().chain(said).collect();
+                assert_eq!(pairs(&variables(&[], &env).unwrap()), all, "{name}, from the environment");
+            }
+            if !known.option.is_empty() {
+                let option = (known.option, real(value));
+                let found = variables(&[("--server", server.1), option], &[]).unwrap();
+                assert_eq!(pairs(&found), all, "{name}, from an option");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_settings_file_of_the_node_says_is_not_written_down_a_second_time() {
+        let scratch = Scratch::new();
+        let text = "server = \"https://f.example\"\nmax-requests = 7\nlisten = \"127.0.0.1:7\"\n";
+        std::fs::write(scratch.path().join("config.toml"), text).unwrap();
+        let file = crate::settings::File::read(scratch.path()).unwrap();
+        let options = BTreeMap::from([("--max-streams".to_string(), "9".to_string())]);
+        let home = |name: &str| (name == "HOME").then(|| "/home/op".into());
+        let sources = Sources { options: &options, env: &home, file: file.as_ref() };
+        let found = sources.service_variables(scratch.path()).unwrap();
+        assert_eq!(pairs(&found), [("CONSENSUS_MAX_STREAMS", "9")]);
+        // A node with another state directory does not read it.
+        let found = sources.service_variables(Path::new("/elsewhere")).unwrap();
+        let expected = [
+            ("CONSENSUS_SERVER_URL", "https://f.example"),
+            ("NODE_HOST", "127.0.0.1"),
+            ("NODE_PORT", "7"),
+            ("CONSENSUS_MAX_REQUESTS", "7"),
+            ("CONSENSUS_MAX_STREAMS", "9"),
+        ];
+        assert_eq!(pairs(&found), expected);
     }
 
     #[test]

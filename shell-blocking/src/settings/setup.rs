@@ -36,7 +36,7 @@ const fn raw(option: &'static str, env: &'static [&'static str]) -> Setting<Stri
     Setting::new(option, env, "", |text| Ok(text.to_string()))
 }
 
-const VALUES: [(QuestionId, Setting<String>); 9] = [
+const VALUES: [(QuestionId, Setting<String>); 10] = [
     (QuestionId::Server, raw(SERVER.option, SERVER.env)),
     (QuestionId::Ipv4, raw(IPV4.option, IPV4.env)),
     (QuestionId::Ipv6, raw(IPV6.option, IPV6.env)),
@@ -46,6 +46,7 @@ const VALUES: [(QuestionId, Setting<String>); 9] = [
     (QuestionId::EvmAddress, raw(EVM_ADDRESS.option, EVM_ADDRESS.env)),
     (QuestionId::SolanaAddress, raw(SOLANA_ADDRESS.option, SOLANA_ADDRESS.env)),
     (QuestionId::IcpAddress, raw(ICP_ADDRESS.option, ICP_ADDRESS.env)),
+    (QuestionId::Service, raw("--service", &[])),
 ];
 
 pub(super) const ADDRESS_SERVICE: Setting<Vec<String>> = Setting::new(

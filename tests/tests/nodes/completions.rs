@@ -48,11 +48,13 @@ fn printed(lab: &Lab, arguments: &[&str]) -> (PathBuf, String) {
 }
 
 /// Lines that are typed, and what is to come of them: some of all, and none of the others.
-const CASES: [(&str, &[&str], &[&str]); 8] = [
+const CASES: [(&str, &[&str], &[&str]); 10] = [
     ("reg", &["register"], &["run"]),
     ("run --ping", &["--ping-seconds"], &["--server"]),
     ("start --", &["--listen", "--allow-private-targets"], &["--server", "--quick"]),
     ("run --log-level ", &["debug", "warn"], &["--server", "json"]),
+    ("setup --service ", &["yes", "no"], &["setup"]),
+    ("service install --supervisor ", &["systemd", "pm2"], &["install"]),
     ("config ", &["show"], &["bump"]),
     ("config show --j", &["--json"], &[]),
     ("version --", &["--json"], &["--workspace"]),

@@ -201,9 +201,11 @@ fn the_first_script_checks_the_hash_and_has_the_release_install_itself(shell: Sh
     let exit =
         install(&[&artifact, "--install-dir", dir, &format!("--sha256=sha256:{}", right.to_uppercase())]);
     assert_ended(&exit, 0, "release 0.3.0 is installed");
+    let next = format!("'{dir}/current/bin/consensus-node' setup --server");
     assert!(
-        exit.stderr().contains("the hash is right")
-            && exit.stderr().contains("consensus-node setup --server")
+        exit.stderr().contains("the hash is right") && exit.stderr().contains(&next),
+        "{}",
+        exit.stderr()
     );
     assert_eq!(world.current().as_deref(), Some("0.3.0"));
     assert_eq!(fs::read_dir(&world.tmp).unwrap().count(), 0, "the private folder is gone");

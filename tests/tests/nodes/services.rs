@@ -118,6 +118,8 @@ impl World {
         fs::copy(wrapper, dir.join("run-node.sh")).unwrap();
         let world = Self { lab, root, dir, bin };
         world.answer("LoadState=not-found\n");
+        // It has nothing to say to the machine's own either.
+        world.tool("loginctl", "echo \"loginctl $*\" >>\"$HOME/calls\"\n[ ! -e \"$HOME/fail\" ]\n");
         world.tool(
             "systemctl",
             "echo \"$*\" >>\"$HOME/calls\"\n[ ! -e \"$HOME/fail\" ] || { echo no bus >&2; exit 1; }\n\
@@ -222,7 +224,9 @@ fn what_the_unit_of_a_user_says_starts_a_node_with_its_settings(shell: Shell) {
     ];
     let exit = world.run(&[&INSTALL[..], &options].concat());
     assert_ended(&exit, 0, &["write ", "run systemctl --user enable --now consensus-node.service", "linger"]);
-    assert_eq!(world.calls(), ["--user daemon-reload", "--user enable --now consensus-node.service"]);
+    let calls =
+        ["--user daemon-reload", "--user enable --now consensus-node.service", "loginctl enable-linger"];
+    assert_eq!(world.calls(), calls);
     verify(&world.unit(), &["--user"]);
 
     let settings = world.dir.join("node.env");

@@ -10,7 +10,7 @@ use std::process::Command;
 use consensus_core::state::MachineRecord;
 use consensus_core::tunnel::Mode;
 use consensus_testbed::binaries::Shell;
-use consensus_testbed::network::PAYOUT_OPTIONS;
+use consensus_testbed::network::{NODE_ID, PAYOUT_OPTIONS};
 use consensus_testbed::options::Options;
 use consensus_testbed::orchestrator::Record;
 use consensus_testbed::process::{Exit, NodeProcess};
@@ -23,6 +23,8 @@ use crate::lab::{LONG, Lab, stop, with_both_shells};
 
 with_both_shells! {
     a_terminal_leads_from_an_empty_home_to_a_connected_node
+    a_terminal_leads_to_a_supervised_node_that_is_connected
+    without_a_supervisor_it_says_so_and_a_service_that_was_asked_for_is_missed
     every_wrong_answer_is_told_with_an_example_and_asked_again
     stopped_and_killed_at_every_question_it_goes_on
     killed_in_the_middle_of_its_work_it_goes_on
@@ -74,17 +76,16 @@ impl World {
 
     /// Setup on a terminal, with nothing said about the network.
     fn terminal(&self) -> Pty {
+        self.terminal_with(&["--skip-release"], |_| {})
+    }
+
+    fn terminal_with(&self, more: &[&str], also: impl FnOnce(&mut Command)) -> Pty {
         let program = self.lab.program.to_str().unwrap();
-        let arguments = [
-            "--ctty",
-            program,
-            "setup",
-            "--skip-release",
-            "--address-service",
-            &self.service,
-            "--log-level=warn",
-        ];
+        let mut arguments =
+            vec!["--ctty", program, "setup", "--address-service", &self.service, "--log-level=warn"];
+        arguments.extend(more);
         let mut command = self.lab.network.home.command(Path::new("setsid"), arguments);
+        also(&mut command);
         command.env_remove("CONSENSUS_LOG").env("NO_COLOR", "1").env("TERM", "xterm");
         Pty::spawn(&mut command).unwrap()
     }
@@ -195,11 +196,13 @@ fn a_terminal_leads_from_an_empty_home_to_a_connected_node(shell: Shell) {
         assert!(text.contains(words), "{words}: {text}");
     }
     assert!(!text.contains("\u{1b}[3") && text.contains("Start the node with"), "{text}");
-    // What is typed is shown behind its prompt; all else keeps to the terminal's width.
+    // What is typed is shown behind its prompt, and a log has a line for each event, such as that a busy machine
+    // would not be admitted; all else keeps to the terminal's width.
+    let is_log = |line: &str| line.get(2..3) == Some(":") && line.get(5..6) == Some(":");
     let prompts = |line: &str| QUESTIONS.iter().any(|(question, _)| line.contains(question));
-    let long = text
-        .lines()
-        .find(|line| line.chars().count() > 80 && !prompts(line) && !line.contains("run --server"));
+    let long = text.lines().find(|line| {
+        line.chars().count() > 80 && !prompts(line) && !is_log(line) && !line.contains("run --server")
+    });
     assert_eq!(long, None);
     world.assert_set_up();
     let joined = world.records(|record| matches!(record, Record::Joined { .. }).then_some(()));
@@ -214,6 +217,152 @@ fn a_terminal_leads_from_an_empty_home_to_a_connected_node(shell: Shell) {
     let (status, text) = terminal.wait(LONG).unwrap();
     assert!(status.success() && text.contains("Start the node with"), "{text}");
     assert_eq!(world.emails(), 1);
+}
+
+/// A systemd of this user that starts what the unit says with nothing but what the unit says, and ends it. While there is
+/// a file `idle`, it only says that it did.
+struct StandIn {
+    root: PathBuf,
+    bin: PathBuf,
+}
+
+const SYSTEMCTL: &str = r#"#!/bin/sh
+echo "$*" >>"$HOME/calls"
+unit=$HOME/.config/systemd/user/consensus-node.service
+[ ! -e "$HOME/idle" ] || exit 0
+case "$*" in
+*"enable --now"*)
+    (
+        set -a
+        eval "$(sed -n 's/^Environment=/export /p' "$unit")"
+        . "$(sed -n 's/^EnvironmentFile=-//p' "$unit")"
+        set +a
+        eval "exec setsid $(sed -n 's/^ExecStart=//p' "$unit")"
+    ) </dev/null >"$HOME/service.log" 2>&1 &
+    echo $! >"$HOME/service.pid"
+    ;;
+*"disable --now"*) [ ! -e "$HOME/service.pid" ] || kill "$(cat "$HOME/service.pid")" ;;
+esac
+"#;
+
+impl StandIn {
+    fn new(world: &World) -> Self {
+        let root = world.lab.network.home.root().to_path_buf();
+        let bin = root.join("bin");
+        fs::create_dir(&bin).unwrap();
+        let clean = format!(
+            "#!/bin/sh\nexec env -i HOME=\"$HOME\" PATH=\"$PATH\" \"{}/systemctl.sh\" \"$@\"\n",
+            bin.display()
+        );
+        for (name, text) in
+            [("systemctl.sh", SYSTEMCTL), ("systemctl", &clean), ("loginctl", "#!/bin/sh\nexit 1\n")]
+        {
+            fs::write(bin.join(name), text).unwrap();
+            fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Self { root, bin }
+    }
+
+    fn put_before(&self, command: &mut Command) {
+        command.env("PATH", format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap()));
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let Ok(pid) = fs::read_to_string(self.root.join("service.pid")) else { return };
+        let _ = Command::new("kill").arg(pid.trim()).status();
+    }
+}
+
+fn a_terminal_leads_to_a_supervised_node_that_is_connected(shell: Shell) {
+    let world = World::with_email(shell);
+    let orchestrator = &world.lab.network.orchestrator;
+    let tarball = installs::tarball("0.3.0", &fs::read(&world.lab.program).unwrap());
+    orchestrator.require(orchestrator.publish_release(release::manifest("0.3.0"), tarball));
+    let stand_in = StandIn::new(&world);
+    let port = world.lab.network.local_api.port().to_string();
+    let environment = |command: &mut Command| {
+        stand_in.put_before(command);
+        command.env("CONSENSUS_MAX_STREAMS", "77").env("NODE_PORT", &port);
+        if let Some(ca) = orchestrator.ca_file() {
+            command.env("CONSENSUS_CA_FILE", ca);
+        }
+    };
+    let options = ["--user", "--supervisor", "systemd", "--allow-private-targets", "--port", "9191"];
+    fs::write(stand_in.root.join("idle"), "").unwrap();
+    let mut terminal = world.terminal_with(&options, environment);
+    for (question, answer) in QUESTIONS.iter().filter(|(question, _)| !question.contains("Port")) {
+        terminal.expect(&[question], LONG).unwrap();
+        world.answer(&mut terminal, answer);
+    }
+    terminal.expect(&["systemd of this user can keep the node"], LONG).unwrap();
+    terminal.expect(&["Keep the node running as a service [Y/n]:"], LONG).unwrap();
+    world.answer(&mut terminal, "");
+    terminal.expect(&["Waiting until the node is connected."], LONG).unwrap();
+    // A supervisor that starts nothing: whoever does not want to wait goes on later.
+    terminal.type_text(INTERRUPT).unwrap();
+    let (status, text) = terminal.wait(LONG).unwrap();
+    assert_eq!(status.code(), Some(70), "{text}");
+    assert!(text.contains("enable-linger"), "that it would end with the session is told: {text}");
+    assert_eq!(world.progress()["step"], "service");
+
+    fs::remove_file(stand_in.root.join("idle")).unwrap();
+    let mut terminal = world.terminal_with(&options, environment);
+    terminal.expect(&["Use this again [Y/n]:"], LONG).unwrap();
+    world.answer(&mut terminal, "");
+    terminal.expect(&["Keep this registration [Y/n]:"], LONG).unwrap();
+    world.answer(&mut terminal, "");
+    // Longer than it waits for the node.
+    let (status, text) = terminal.wait(2 * LONG).unwrap();
+    let log = fs::read_to_string(stand_in.root.join("service.log")).unwrap_or_default();
+    assert!(status.success() && text.contains("is connected to the network"), "{text}\n{log}");
+    let config = world.lab.network.home.state_dir().join("config.json");
+    let config: Value = serde_json::from_slice(&fs::read(config).unwrap()).unwrap();
+    assert_eq!(orchestrator.attached(), [config["node_id"].as_str().unwrap()]);
+    assert_eq!(world.progress()["step"], "done");
+    let settings = stand_in.root.join(".consensus/node-runtime/node.env");
+    assert_eq!(fs::metadata(&settings).unwrap().permissions().mode() & 0o777, 0o600);
+    let settings = fs::read_to_string(settings).unwrap();
+    for (name, value) in [
+        ("CONSENSUS_SERVER_URL", world.url()),
+        ("CONSENSUS_MAX_STREAMS", "77".to_string()),
+        ("NODE_PORT", port.clone()),
+    ] {
+        assert!(settings.contains(&format!("{name}=\"{value}\"")), "{name}: {settings}");
+    }
+
+    // Once more, beside the node that runs: it stays as it is.
+    let mut command = world.lab.network.node(&world.lab.program, ["setup", "--yes"]);
+    environment(&mut command);
+    let again = NodeProcess::run(command, LONG).unwrap();
+    assert_eq!(again.code, Some(0), "{}", again.stderr());
+    assert!(again.stderr().contains("and it runs"), "{}", again.stderr());
+    let joined = world.records(|record| matches!(record, Record::Joined { .. }).then_some(()));
+    let sessions =
+        world.records(|record| matches!(record, Record::Ready { mode: Mode::Control, .. }).then_some(()));
+    assert_eq!((joined.len(), sessions.len(), world.evaluations()), (1, 1, 1));
+}
+
+fn without_a_supervisor_it_says_so_and_a_service_that_was_asked_for_is_missed(shell: Shell) {
+    let world = World::new(shell, Options::default());
+    let arguments = unattended(&world);
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    // There is no release that it could start, whatever supervises this machine.
+    arguments.extend(["--service", "yes"]);
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(3), "{}", exit.stderr());
+    for words in ["No supervisor keeps the node", "Start the node with", "registered, and not a service"] {
+        assert!(exit.stderr().contains(words), "{words}: {}", exit.stderr());
+    }
+    let count = arguments.len();
+    arguments[count - 1] = "no";
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(0), "{}", exit.stderr());
+    arguments[count - 1] = "perhaps";
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(2), "{}", exit.stderr());
+    assert!(exit.stderr().contains("--service: \"perhaps\""), "{}", exit.stderr());
 }
 
 fn every_wrong_answer_is_told_with_an_example_and_asked_again(shell: Shell) {
@@ -469,7 +618,20 @@ fn a_machine_that_holds_another_node_is_refused(shell: Shell) {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let exit = world.run(&arguments);
     assert_eq!(exit.code, Some(4), "{}", exit.stderr());
-    for name in ["n9", "/srv/other", consensus_testbed::network::NODE_ID, "machine.json"] {
+    for name in ["n9", "/srv/other", NODE_ID, "machine.json"] {
         assert!(exit.stderr().contains(name), "{name}: {}", exit.stderr());
     }
+    // A second state directory beside the one of this machine's node.
+    let first = world.lab.network.home.state_dir();
+    let second = world.lab.network.home.root().join("second");
+    record.register(first.to_str().unwrap(), NODE_ID, 1);
+    fs::write(machine.join("machine.json"), record.emit()).unwrap();
+    let mut arguments = arguments;
+    arguments.extend(["--state-dir", second.to_str().unwrap()]);
+    let exit = world.run(&arguments);
+    assert_eq!(exit.code, Some(4), "{}", exit.stderr());
+    for name in [NODE_ID, first.to_str().unwrap(), second.to_str().unwrap(), "machine.json"] {
+        assert!(exit.stderr().contains(name), "{name}: {}", exit.stderr());
+    }
+    assert!(!second.exists(), "nothing is made for a node that cannot be");
 }

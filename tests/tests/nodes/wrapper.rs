@@ -1,6 +1,7 @@
 //! `scripts/run-node.sh` around real nodes: releases that do not work, processes that outlive it, another supervisor.
 
 use std::fs;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -132,6 +133,12 @@ fn in_every_shell_a_release_that_crashes_is_given_up(shell: Shell) {
     for interpreter in
         [&["dash", path][..], &["bash", path], &["bash", "--posix", path], &["busybox", "sh", path]]
     {
+        let is_there = Command::new(interpreter[0]).args(["-c", ":"]).stdin(Stdio::null()).output();
+        // busybox takes no `-c`, and says so: it is there all the same.
+        if let Err(error) = is_there {
+            let _ = writeln!(io::stderr(), "\nskipped: {} is not installed: {error}", interpreter[0]);
+            continue;
+        }
         let installed = Installed::new(shell);
         let arguments = [&interpreter[1..], &CONTROL[..]].concat();
         let node = start_by(&installed, Path::new(interpreter[0]), &arguments, &IMPATIENT);

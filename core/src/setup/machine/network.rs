@@ -13,6 +13,7 @@ use crate::registration::{
     EmailStart, EmailStarted, EmailVerified, EmailVerify, MAX_CODE_TRIES, failure_text, is_success,
     json_body, read_region, unreachable_text,
 };
+use crate::setup::answers;
 use crate::setup::progress::{Held, is_token};
 use crate::setup::{Purpose, QuestionId, Step, TellKind};
 use crate::text::printable;
@@ -31,7 +32,9 @@ impl Setup {
     /// The next step of the verification.
     pub(super) fn email(&mut self, now: Now) -> Option<Step> {
         let Some(email) = self.answers.get(&QuestionId::Email).cloned() else {
-            return Some(self.ask(QuestionId::Email, None));
+            let held = self.progress.token.as_ref().map(|held| held.email.as_str()).unwrap_or_default();
+            let verified = answers::read(QuestionId::Email, held, self.settings.allow_private).ok();
+            return Some(self.ask(QuestionId::Email, verified.as_deref()));
         };
         let Some(held) = self.verification(&email, now) else {
             self.session.code_tries = 0;

@@ -4,9 +4,9 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 use core::mem;
 
-use super::{Installed, Setup};
+use super::{Installed, Kept, Setup};
 use crate::io::{Finish, Outcome as End};
-use crate::setup::{Family, Release, Service, TellKind};
+use crate::setup::{Family, QuestionId, Release, Service, TellKind};
 use crate::state::JoinAuth;
 use crate::text::printable;
 
@@ -119,11 +119,47 @@ impl Setup {
     }
 
     pub(super) fn on_service(&mut self, service: Service) {
-        self.session.served = true;
-        let text = match service {
-            Service::Installed(text) => text,
-            Service::ByHand(lines) => format!("Start the node with:\n  {}", lines.join("\n  ")),
-        };
-        self.tell(TellKind::Text, text);
+        match service {
+            Service::Installed { text, warnings } => {
+                self.session.service = Kept::Started;
+                self.tell(TellKind::Text, text);
+                for warning in warnings {
+                    self.tell(TellKind::Warning, warning);
+                }
+                self.tell(TellKind::Text, "Waiting until the node is connected.".to_string());
+            }
+            Service::ByHand { why, lines } => {
+                self.session.service = Kept::Settled;
+                // Somebody who said so beforehand counts on it.
+                let is_wanted = self.settings.given.contains_key(&QuestionId::Service)
+                    && self.answers.get(&QuestionId::Service).is_some_and(|answer| answer == "yes");
+                if let Some(why) = why.map(|why| printable(&why)) {
+                    self.tell(TellKind::Warning, format!("No supervisor keeps the node: {why}"));
+                    if is_wanted {
+                        self.end(
+                            End::NotRegistered,
+                            format!("the node is registered, and not a service: {why}"),
+                        );
+                    }
+                }
+                self.tell(TellKind::Text, format!("Start the node with:\n  {}", lines.join("\n  ")));
+            }
+        }
+    }
+
+    pub(super) fn on_connected(&mut self, node_id: &str, connected: Result<(), Finish>) {
+        match connected {
+            Ok(()) => {
+                self.session.service = Kept::Settled;
+                self.tell(TellKind::Text, format!("Node {node_id} runs, and is connected to the network."));
+            }
+            Err(mut finish) => {
+                finish.message.push_str(
+                    "; the service goes on trying: `service status` says how it is, `doctor` what is wrong, and \
+                     `setup` waits again",
+                );
+                self.finish = Some(finish);
+            }
+        }
     }
 }

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use consensus_core::crypto::identity::Identity as Key;
 use consensus_core::crypto::pem;
+use consensus_core::data_plane::replay;
 use consensus_core::doctor::{Files, Identity, Kept, Registered, SeenFile, Space, Supervision};
 use consensus_core::io::StateFile;
 use consensus_core::service::{self as plan, Scope, Service, Supervisor};
+use consensus_core::setup::{self, MAX_PROGRESS};
 use consensus_core::state::{self, MAX_STATE_FILE, MachineConflict};
 use rustix::fs::{Access, access, statvfs};
 use zeroize::Zeroizing;
@@ -61,6 +63,20 @@ pub(super) fn files(dir: &StateDir, known: &Known) -> Files {
     judge(dir.join_auth().err());
     judge(dir.release_manifest().err());
     judge(known.registry.as_deref().and_then(|registry| MachineRegistry::at(registry).load().err()));
+    // One that cannot be read, or is larger than any, is as damaged as one that is no JSON.
+    let damage = |file, most, of: fn(&[u8]) -> Option<String>| match read_file(&dir.path(file), most) {
+        Ok(data) => data.and_then(|data| Some(format!("{}: {}", shown(&dir.path(file)), of(&data)?))),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(text) = damage(StateFile::SpentTickets, MAX_STATE_FILE, replay::damage) {
+        let fix = "leave spent-tickets.json where it is: the node writes it anew when it is started again, and takes no \
+                   ticket that may be spent";
+        files.mended.push((text, fix.to_string()));
+    }
+    if let Some(text) = damage(StateFile::SetupProgress, MAX_PROGRESS, setup::damage) {
+        let fix = "the next `setup` sets setup-progress.json aside, and asks for everything again";
+        files.mended.push((text, fix.to_string()));
+    }
     files
 }
 

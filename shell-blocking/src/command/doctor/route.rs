@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use consensus_core::crypto::Drbg;
 use consensus_core::crypto::identity::Identity;
-use consensus_core::doctor::{Insecure, Left, Resolved, Route, Shaken};
+use consensus_core::doctor::{CERTIFICATE_SOON, Insecure, Left, Resolved, Route, Shaken};
 use consensus_core::guard::{Scheme, Target};
 use consensus_core::io::{Audience, LinkEnd, OpenStage};
 use consensus_core::proxy::{Proxies, Proxy};
@@ -131,7 +131,9 @@ fn walk(
                 return None;
             }
         };
-        route.secured = Some(Ok(()));
+        let soon = Duration::from_secs(system::now().unix_seconds().saturating_add(CERTIFICATE_SOON));
+        route.secured =
+            Some(Ok(tls.runs_out_before(&target.host, transport.certificates().unwrap_or_default(), soon)));
     }
 
     transport.tcp().keep_to(limit()?);

@@ -15,6 +15,7 @@ mod work;
 use std::collections::BTreeMap;
 use std::io::{Read, stdin};
 
+use consensus_core::doctor::Lock as Held;
 use consensus_core::event::Level;
 use consensus_core::io::{Finish, Outcome as End, StateFile};
 use consensus_core::setup::{
@@ -24,6 +25,7 @@ use consensus_core::text::printable;
 
 use self::interrupts::Interrupts;
 use self::page::Page;
+use self::service::Keeper;
 use self::terminal::{Terminal, Typed};
 use self::work::Work;
 use super::{Failure, Setup, Surroundings};
@@ -54,7 +56,9 @@ pub(super) fn run<R: Runtime>(
         sources.tunnel()?;
     }
     let state_dir = setup.state_dir();
-    let settings = settings(sources, setup, &state_dir, &told)?;
+    let keeper = Keeper::find(sources)?;
+    let settings = settings(sources, setup, &state_dir, &keeper, &told)?;
+    let running = settings.running;
     let progress = progress(&state_dir)?;
     let machine = Machine::new(progress.as_deref(), settings, system::now());
     let mut machine = machine.map_err(|invalid| Failure::Usage(sources.wrong_answer(&invalid)))?;
@@ -65,9 +69,10 @@ pub(super) fn run<R: Runtime>(
     if !asks {
         nobody_there::<R>(&machine, &told)?;
     }
-    // One setup at a time, and none beside a node that runs. Its folder is made with it.
+    // One setup at a time, and none beside a node that runs, but to see whether that is connected. Its folder is made
+    // with it.
     let state_dir = setup.open_state_dir()?;
-    let _lock = state_dir.lock()?;
+    let lock = if running { None } else { state_dir.lock()? };
     let interrupts = Interrupts::watch().map_err(Failure::internal)?;
     let page = if told.browser { Some(page::<R>(sources, &told, surroundings)?) } else { None };
     let heard = page.as_ref().map(|page| setup.heard_by(page.listener()));
@@ -77,11 +82,12 @@ pub(super) fn run<R: Runtime>(
         None if asks => Face::Terminal(Terminal::default()),
         None => Face::Nobody,
     };
-    let mut front = Front { told: &told, face, interrupts: &interrupts, setup, surroundings };
-    let mut work =
-        Work { runtime, sources, setup, state_dir: &state_dir, interrupts: &interrupts, page: page.as_ref() };
+    let (keeper, state_dir, interrupts) = (&keeper, &state_dir, &interrupts);
+    let mut front = Front { told: &told, face, interrupts, setup, surroundings };
+    let page = page.as_ref();
+    let mut work = Work { runtime, sources, setup, state_dir, keeper, running, lock, interrupts, page };
     let ended = go_on(&mut machine, &mut front, &mut work);
-    if let Some(page) = &page {
+    if let Some(page) = page {
         page.finish(&match &ended {
             Ok(finish) | Err(Failure::Finish(finish)) => finish.clone(),
             Err(Failure::Usage(error)) => Finish { outcome: End::Internal, message: error.to_string() },
@@ -162,11 +168,15 @@ fn settings(
     sources: &Sources<'_>,
     setup: &Setup,
     state_dir: &StateDir,
+    keeper: &Keeper,
     told: &SettingUp,
 ) -> Result<Settings, Failure> {
     let registry = MachineRegistry::at(&sources.machine_registry()?);
     let machine = registry.load()?.map(|record| (registry.path().display().to_string(), record));
+    let registration = state_dir.registration()?;
     Ok(Settings {
+        running: registration.is_some() && matches!(state_dir.held(), Held::Held(_)),
+        supervisor: keeper.name(),
         given: told.given.clone(),
         email_token: told.email_token.clone(),
         verification_id: told.verification_id.clone(),
@@ -178,7 +188,7 @@ fn settings(
         release: install::own_manifest().map(|manifest| manifest.version),
         state_dir: setup.common.state_dir.to_string_lossy().into_owned(),
         machine,
-        registration: state_dir.registration()?,
+        registration,
         join_auth: state_dir.join_auth()?,
     })
 }

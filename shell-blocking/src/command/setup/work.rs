@@ -10,11 +10,12 @@ use consensus_core::setup::{Effect, Outcome, Registrant};
 
 use super::interrupts::Interrupts;
 use super::page::Page;
-use super::{HANDED_OVER, SET_ASIDE, address, release, service, with};
+use super::service::{Keeper, await_node};
+use super::{HANDED_OVER, SET_ASIDE, address, release, with};
 use crate::command::{Failure, Setup, Surroundings, node, register};
 use crate::runtime_api::Runtime;
 use crate::settings::Sources;
-use crate::state_dir::{FileError, StateDir, sync_parent};
+use crate::state_dir::{FileError, Lock, StateDir, sync_parent};
 
 /// What the effects need.
 pub(super) struct Work<'a, R> {
@@ -22,6 +23,11 @@ pub(super) struct Work<'a, R> {
     pub(super) sources: &'a Sources<'a>,
     pub(super) setup: &'a Setup,
     pub(super) state_dir: &'a StateDir,
+    pub(super) keeper: &'a Keeper,
+    /// Whether the node has the state directory.
+    pub(super) running: bool,
+    /// For as long as setup has it.
+    pub(super) lock: Option<Lock>,
     pub(super) interrupts: &'a Interrupts,
     pub(super) page: Option<&'a Page>,
 }
@@ -81,10 +87,18 @@ impl<R: Runtime> Work<'_, R> {
             Effect::Register(registrant) => {
                 Outcome::Registered(self.interrupts.during(tell, |_| self.register(*registrant))?)
             }
-            Effect::InstallService { server, node_id: _ } => {
+            Effect::InstallService { server, keep } => {
                 let options = with(self.sources.options, &[("--server", &server)]);
-                let installed = service::install::<R>(&Sources { options: &options, ..*self.sources }, setup);
-                Outcome::Service(finished(installed)?)
+                let sources = Sources { options: &options, ..*self.sources };
+                // The node that is started needs it.
+                self.lock = None;
+                Outcome::Service(finished(self.keeper.install::<R>(&sources, setup, keep, self.running))?)
+            }
+            Effect::AwaitNode { node_id } => {
+                let connected = self.interrupts.during(tell, |cancelled| {
+                    await_node(runtime, self.sources, setup, state_dir, &node_id, cancelled)
+                });
+                Outcome::Connected(finished(connected)?)
             }
         })
     }
