@@ -769,7 +769,7 @@ impl Process {
                 } else {
                     Service::ByHand {
                         why: keep.then(|| "no\u{7}".into()),
-                        lines: vec!["consensus-node run".into()],
+                        lines: vec!["consensus-node run\u{7}".into()],
                     }
                 }))
             }

@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
 use core::mem;
 
 use super::{Installed, Kept, Setup};
@@ -122,9 +123,9 @@ impl Setup {
         match service {
             Service::Installed { text, warnings } => {
                 self.session.service = Kept::Started;
-                self.tell(TellKind::Text, text);
+                self.tell(TellKind::Text, printable(&text));
                 for warning in warnings {
-                    self.tell(TellKind::Warning, warning);
+                    self.tell(TellKind::Warning, printable(&warning));
                 }
                 self.tell(TellKind::Text, "Waiting until the node is connected.".to_string());
             }
@@ -142,6 +143,7 @@ impl Setup {
                         );
                     }
                 }
+                let lines: Vec<String> = lines.iter().map(|line| printable(line)).collect();
                 self.tell(TellKind::Text, format!("Start the node with:\n  {}", lines.join("\n  ")));
             }
         }
