@@ -174,6 +174,7 @@ pub fn refusal(status: u16, error: &str, message: &str) -> LocalResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::setup::Kind;
 
     const AUTHORITY: &str = "127.0.0.1:4711";
 
@@ -288,6 +289,14 @@ mod tests {
         }
         assert!(check("", "", "").is_err() && check("yes", &"x".repeat(MAX_NAME + 1), "I AGREE").is_err());
         assert_eq!(Posted::default().check("port"), Ok(()));
+    }
+
+    #[test]
+    fn the_page_has_words_for_every_yes_and_no() {
+        let asked = QuestionId::ALL.into_iter().filter(|id| id.kind() == Kind::YesNo);
+        for id in asked.filter(|id| *id != QuestionId::Agreement) {
+            assert!(JS.contains(&alloc::format!("    {}: [['", id.as_str())), "{id:?}");
+        }
     }
 
     #[test]

@@ -221,7 +221,7 @@ fn a_terminal_leads_from_an_empty_home_to_a_connected_node(shell: Shell) {
 
 /// A systemd of this user that starts what the unit says with nothing but what the unit says, and ends it. While there is
 /// a file `idle`, it only says that it did.
-struct StandIn {
+pub(crate) struct StandIn {
     root: PathBuf,
     bin: PathBuf,
 }
@@ -246,7 +246,7 @@ esac
 "#;
 
 impl StandIn {
-    fn new(world: &World) -> Self {
+    pub(crate) fn new(world: &World) -> Self {
         let root = world.lab.network.home.root().to_path_buf();
         let bin = root.join("bin");
         fs::create_dir(&bin).unwrap();
@@ -263,7 +263,7 @@ impl StandIn {
         Self { root, bin }
     }
 
-    fn put_before(&self, command: &mut Command) {
+    pub(crate) fn put_before(&self, command: &mut Command) {
         command.env("PATH", format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap()));
     }
 }

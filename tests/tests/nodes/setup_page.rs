@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::installs;
 use crate::lab::{LONG, said, with_both_shells};
-use crate::setup::{IPV4, World};
+use crate::setup::{IPV4, StandIn, World};
 
 with_both_shells! {
     only_who_has_the_whole_address_and_comes_from_nowhere_else_gets_anything
@@ -25,7 +25,7 @@ with_both_shells! {
     one_answer_counts_however_many_come_at_once
     killed_and_stopped_it_goes_on_at_another_address
     a_page_that_says_nothing_or_too_much_keeps_nobody_out
-    the_release_that_is_installed_goes_on_with_the_same_page
+    the_release_that_is_installed_goes_on_with_the_same_page_to_a_supervised_node
     a_machine_that_is_not_admitted_is_told_so
     a_machine_that_holds_another_node_is_refused_without_a_page
     what_makes_no_sense_together_is_refused
@@ -387,12 +387,18 @@ fn a_page_that_says_nothing_or_too_much_keeps_nobody_out(shell: Shell) {
     page.question("server");
 }
 
-fn the_release_that_is_installed_goes_on_with_the_same_page(shell: Shell) {
+fn the_release_that_is_installed_goes_on_with_the_same_page_to_a_supervised_node(shell: Shell) {
     let world = World::with_email(shell);
     let orchestrator = &world.lab.network.orchestrator;
     let tarball = installs::tarball("0.3.0", &fs::read(&world.lab.program).unwrap());
     orchestrator.require(orchestrator.publish_release(release::manifest("0.3.0"), tarball));
-    let page = Page::open(&world, &["--allow-private-targets"]);
+    let stand_in = StandIn::new(&world);
+    let options = ["setup", "--browser", "--user", "--supervisor", "systemd", "--allow-private-targets"];
+    let mut command = world.lab.network.home.command(&world.lab.program, options);
+    command.args(["--address-service", &world.service, "--port", "9191"]);
+    command.env("NODE_PORT", world.lab.network.local_api.port().to_string());
+    stand_in.put_before(&mut command);
+    let page = Page::of(NodeProcess::spawn(command).unwrap());
     for (id, text) in ANSWERS.into_iter().take(3) {
         page.give(&world, id, text);
     }
@@ -412,10 +418,16 @@ fn the_release_that_is_installed_goes_on_with_the_same_page(shell: Shell) {
     }
     let view = page.view(0);
     assert!(view["news"].to_string().contains("This is the required release, 0.3.0"), "{view:#}");
-    page.question("ipv4");
+    for (id, text) in ANSWERS.into_iter().skip(3).filter(|(id, _)| *id != "port") {
+        page.give(&world, id, text);
+    }
+    assert_eq!(page.give(&world, "service", "yes")["yes_no"], true);
+    let view = page.end();
+    assert_eq!(view["finish"]["outcome"], "done", "{view:#}");
+    assert!(view["news"].to_string().contains("is connected to the network"), "{view:#}");
+    assert_eq!(orchestrator.attached().len(), 1);
     assert_eq!(page.node.stdout().matches("http://").count(), 1, "{}", page.node.stdout());
-    page.node.terminate().unwrap();
-    assert_eq!(page.exit().code, Some(70));
+    assert_eq!(page.exit().code, Some(0));
 }
 
 fn a_machine_that_is_not_admitted_is_told_so(shell: Shell) {

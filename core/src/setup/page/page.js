@@ -10,7 +10,7 @@
     ['Welcome', 'welcome'], ['Network', 'resume', 'server', 'keep_node'], ['Agreement', 'agreement'],
     ['Release', 'release'], ['Addresses and region', 'addresses', 'region'], ['Evaluation', 'evaluation'],
     ['Email', 'email'], ['Contact and wallets', 'payouts'], ['Registration', 'confirm', 'register'],
-    ['Done', 'service', 'done'],
+    ['Service', 'service'], ['Done', 'done'],
   ];
   const INTRO = {
     welcome: [
@@ -31,6 +31,7 @@
     resume: [['Use this again', 'yes'], ['Start anew', 'no']],
     keep_node: [['Keep this registration', 'yes'], ['Register anew', 'no']],
     confirm: [['Register', 'yes'], ['Ask everything again', 'no']],
+    service: [['Keep it running', 'yes'], ['I start it myself', 'no']],
   };
   const WALLETS = {
     evm_address: ['MetaMask', async () => {
@@ -154,8 +155,7 @@
     } else if (id === 'agreement') {
       submit = agreement(question);
     } else if (question.yes_no) {
-      const [yes, no] = CHOICES[id] || [['Yes', 'yes'], ['No', 'no']];
-      if (!CHOICES[id]) make($('fields'), 'p', {}, question.text + '?');
+      const [yes, no] = CHOICES[id];
       button(yes[0], 'submit');
       submit = () => answer(yes[1]);
       button(no[0], 'button', () => answer(no[1]));
