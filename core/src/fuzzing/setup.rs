@@ -452,9 +452,9 @@ impl Process {
                 assert!(self.emails <= 5, "emails without an end");
                 if *purpose == Purpose::EmailVerify && !self.is_blind {
                     let body: Value =
-                        serde_json::from_slice(fetch.body.as_deref().unwrap_or_default()).unwrap();
+                        serde_json::from_slice(fetch.body.as_deref().unwrap_or_default()).expect("JSON");
                     assert!(
-                        body["verification_id"].as_str().unwrap().starts_with(&server),
+                        body["verification_id"].as_str().expect("a text").starts_with(&server),
                         "another network's"
                     );
                 }
