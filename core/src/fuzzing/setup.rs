@@ -668,7 +668,7 @@ impl Process {
                     return Some(Outcome::Written(Err("setup-progress.json: no space".into())));
                 }
                 (world.progress, world.saved) = (None, Saved::default());
-                (self.is_blind, self.offered) = (false, None);
+                (self.is_blind, self.offered) = (false, Some(Saved::default()));
                 Outcome::Written(Ok(()))
             }
             Effect::WriteProgress(_) if fails.is_some() => {
