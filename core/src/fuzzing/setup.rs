@@ -313,7 +313,8 @@ impl Process {
             step: Step::Done(Finish { outcome: End::Internal, message: String::new() }),
             known,
             defaults: Answers::new(),
-            is_auth_traced: was.is_some() || world.join_auth.is_none(),
+            // `join-auth.json` does not say of which network it is. One of another is refused, and earned again.
+            is_auth_traced: world.join_auth.is_none(),
             is_blind: offered.is_unknown,
             offered: Some(offered),
             is_resume_asked: false,
@@ -684,7 +685,7 @@ impl Process {
                     return Some(Outcome::Written(Err("setup-progress.json: no space".into())));
                 }
                 (world.progress, world.saved) = (None, Saved::default());
-                (self.is_blind, self.offered) = (false, None);
+                (self.is_blind, self.offered) = (false, Some(Saved::default()));
                 Outcome::Written(Ok(()))
             }
             Effect::WriteProgress(_) if fails.is_some() => {
