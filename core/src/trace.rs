@@ -562,7 +562,8 @@ pub(crate) fn mended(trace: &[u8]) -> Vec<u8> {
     let mut at = MAGIC.len() + 2;
     while let Some(prefix) = out.get(at..at + PREFIX) {
         let length = u32::from_le_bytes([prefix[0], prefix[1], prefix[2], prefix[3]]) as usize;
-        let Some(body) = out.get(at + PREFIX..at + PREFIX + length) else { break };
+        // Where an address has 32 bits, their sum may be more than one can say.
+        let Some(body) = out.get(at + PREFIX..).and_then(|rest| rest.get(..length)) else { break };
         let crc = crc32fast::hash(body).to_le_bytes();
         out[at + 4..at + PREFIX].copy_from_slice(&crc);
         at += PREFIX + length;
