@@ -38,9 +38,10 @@ if ! [ -x rustc ]; then
     fi
     apt-get download -qq "rustc-web=$version" "libstd-rust-web-1.85=$version" "libstd-rust-web-dev=$version" libllvm19
     unpack
-    # Its libraries are where no other program looks for any.
+    # Its libraries are where no other program looks for any. bash, for other shells drop the variables of cargo that have
+    # a hyphen in their name.
     cat >new <<'SCRIPT'
-#!/bin/sh
+#!/usr/bin/env bash
 root=$(cd "$(dirname "$0")" && pwd)
 LD_LIBRARY_PATH=$(echo "$root"/usr/lib/*-linux-gnu):$root/usr/lib/llvm-19/lib exec "$root/usr/bin/rustc" "$@"
 SCRIPT
