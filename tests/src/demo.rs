@@ -128,6 +128,22 @@ fn file_name(path: &std::path::Path) -> impl Display + '_ {
     path.file_name().unwrap_or_default().to_string_lossy()
 }
 
+/// Text in lines of at most 80 columns, as far as its words are shorter.
+fn folded(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= 80 => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("   {word}")),
+        }
+    }
+    lines.join("\n")
+}
+
 impl Course {
     /// Step by step, until one fails.
     fn walk(&mut self) -> bool {
@@ -179,7 +195,7 @@ impl Course {
         about: &str,
         run: fn(&mut Self) -> Result<String, Failure>,
     ) -> bool {
-        println!("\n{}. {name}: {about}", self.steps.len() + 1);
+        println!("\n{}", folded(&format!("{}. {name}: {about}", self.steps.len() + 1)));
         let begun = Instant::now();
         let outcome = run(self);
         let took = begun.elapsed();

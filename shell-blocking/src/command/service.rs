@@ -21,6 +21,9 @@ use crate::state_dir::StateDir;
 /// Said where nobody could keep it.
 const NO_SUPERVISOR: &str = "neither systemd nor launchd runs here, and there is no pm2: scripts/ensure-pm2.sh of the release installs that";
 
+/// Said where PM2 was asked for.
+const NO_PM2: &str = "there is no pm2 in PATH: scripts/ensure-pm2.sh of the release installs it";
+
 /// The sibling of an install directory that is the state directory, where nobody says another.
 const STATE: &str = "node";
 
@@ -63,6 +66,9 @@ fn install_service<R: Runtime>(
     }
     let order = order::<R>(sources, servicing, service::service(servicing, supervisor, scope))?;
     let steps = plan::install(&order).map_err(|unfit| usage(&unfit.to_string()))?;
+    if supervisor == Supervisor::Pm2 && !servicing.dry_run && !service::has_pm2() {
+        return Err(Failure::new(Outcome::NotRegistered, NO_PM2.to_string()));
+    }
     let warnings = carry_out(&steps, servicing.dry_run, surroundings.stdout).map_err(not_done::<R>)?;
     warn(&warnings, surroundings);
     if servicing.dry_run {
@@ -152,6 +158,9 @@ pub(super) fn of_setup(servicing: &Servicing, install_dir: &Path) -> Result<Serv
             "{} does not answer ({why}): it does where this user is logged in, by ssh for example and not by su",
             service.keeper()
         ));
+    }
+    if supervisor == Supervisor::Pm2 && !service::has_pm2() {
+        return Err(NO_PM2.to_string());
     }
     match missing_of_release(install_dir, supervisor) {
         Some(missing) => {

@@ -604,6 +604,13 @@ fn a_machine_that_is_not_admitted_costs_no_email(shell: Shell) {
     assert_eq!(exit.code, Some(4), "{}", exit.stderr());
     assert!(exit.stderr().contains("no email was sent"), "{}", exit.stderr());
     assert_eq!(world.emails(), 0);
+    // What goes on has what this one was told, but for people's own data, which is kept.
+    let next = exit.lines.iter().find(|line| line.event() == "next").unwrap();
+    let said = &next.text;
+    for word in [world.lab.program.to_str().unwrap(), " setup ", "--skip-release", "--yes"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert!(!said.contains("--email") && !said.contains("--evm-address"), "{said}");
 }
 
 fn a_machine_that_holds_another_node_is_refused(shell: Shell) {

@@ -116,10 +116,8 @@
 
   const agreement = (question) => {
     const box = $('agreement');
-    const [title, ...parts] = question.agreement.trim().split(/\n\s*\n/);
     box.replaceChildren();
-    make(box, 'h3', {}, title);
-    for (const part of parts) make(box, 'p', {}, part.replaceAll('\n', ' '));
+    for (const part of question.agreement.trim().split(/\n\s*\n/)) make(box, 'p', {}, part.replaceAll('\n', ' '));
     box.hidden = false;
     box.scrollTop = 0;
     const name = field('name', 'Your name', { autocomplete: 'name', autocapitalize: 'words' });
@@ -292,11 +290,13 @@
     });
   };
 
-  const intro = ({ part, finish, program }) => {
+  const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1).replace(/[^.]$/, '$&.');
+
+  const intro = ({ part, finish, command }) => {
     const said = (!finish && INTRO[part]) || [];
     const shown = finish && finish.outcome !== 'done'
-      ? [finish.message, `To go on where this ended: ${program} setup --browser`]
-      : finish ? [finish.message + '.', 'This page can be closed.'] : said;
+      ? [sentence(finish.message), `To go on where this ended: ${command}`]
+      : finish ? [sentence(finish.message), 'This page can be closed.'] : said;
     $('intro').replaceChildren();
     for (const line of shown) make($('intro'), 'p', {}, line);
   };
