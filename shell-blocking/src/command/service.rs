@@ -313,6 +313,9 @@ fn uninstall<R: Runtime>(servicing: &Servicing, surroundings: &mut Surroundings<
         && service::report(servicing, service).is_none()
         && !servicing.dry_run
     {
+        if !service::has_pm2() {
+            return Err(Failure::internal(format!("{}, and {NO_PM2}", service.describe())));
+        }
         // One that is started for this alone has none of its apps, and would save that.
         let text = format!("{}, and does not run it: `pm2 resurrect` first", service.describe());
         return Err(Failure::internal(text));
@@ -361,6 +364,7 @@ fn describe(service: &Service, report: Option<&Report>, install_dir: Option<&str
         let _ = writeln!(out, "  {name:<9} {text}");
     };
     match report {
+        None if service.supervisor == Supervisor::Pm2 && !service::has_pm2() => line("state", NO_PM2),
         None => line("state", "its supervisor does not answer, or knows nothing of it"),
         Some(report) => {
             let mut text = report.state.clone();

@@ -191,7 +191,7 @@ fn a_terminal_leads_from_an_empty_home_to_a_connected_node(shell: Shell) {
     let (status, text) = terminal.wait(LONG).unwrap();
     assert!(status.success(), "{text}");
     for words in
-        ["WHAT RUNNING A NODE MEANS", "sees this machine at", "local-1, Localhost, ZZ", " run --server http"]
+        ["What running a node means", "sees this machine at", "local-1, Localhost, ZZ", " run --server http"]
     {
         assert!(text.contains(words), "{words}: {text}");
     }
