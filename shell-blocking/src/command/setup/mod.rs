@@ -83,7 +83,7 @@ pub(super) fn run<R: Runtime>(
         None => Face::Nobody,
     };
     let (keeper, state_dir, interrupts) = (&keeper, &state_dir, &interrupts);
-    let mut front = Front { told: &told, face, interrupts, setup, surroundings };
+    let mut front = Front { told: &told, face, interrupts, setup, surroundings, refused: false };
     let page = page.as_ref();
     let mut work = Work { runtime, sources, setup, state_dir, keeper, running, lock, interrupts, page };
     let ended = go_on(&mut machine, &mut front, &mut work);
@@ -246,6 +246,8 @@ struct Front<'a, 'b> {
     interrupts: &'a Interrupts,
     setup: &'a Setup,
     surroundings: &'a mut Surroundings<'b>,
+    /// Whether the last answer could not be taken.
+    refused: bool,
 }
 
 impl Front<'_, '_> {
@@ -295,7 +297,8 @@ impl Front<'_, '_> {
         for reuse in &question.reuse {
             text.push_str(&terminal.wrap("  - ", &reuse.text));
         }
-        if let Some(problem) = &question.problem {
+        // Who has just been told what is wrong with an answer knows why there was a question.
+        if let Some(problem) = question.problem.as_ref().filter(|_| !self.refused) {
             text.push_str(&terminal.wrap("! ", problem));
         }
         text.push_str(&terminal.prompt(question));
@@ -313,6 +316,7 @@ impl Front<'_, '_> {
 
     /// Tells somebody that their answer cannot be taken. Of what was said beforehand, none is left then.
     fn judged(&mut self, answered: Result<(), String>) -> Result<(), Failure> {
+        self.refused = answered.is_err();
         match (&self.face, answered) {
             (Face::Page(page), answered) => page.judged(answered),
             (_, Ok(())) => {}
