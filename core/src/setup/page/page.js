@@ -70,8 +70,10 @@
   let view = null;
   let posting = false;
 
+  const capital = (words) => words.charAt(0).toUpperCase() + words.slice(1);
+
   const problem = (why) => {
-    text('problem', why || '');
+    text('problem', capital(why || ''));
     for (const input of $('fields').querySelectorAll('input')) input.setAttribute('aria-invalid', Boolean(why));
   };
 
@@ -158,7 +160,7 @@
       submit = () => answer(yes[1]);
       button(no[0], 'button', () => answer(no[1]));
     } else {
-      first = field('value', question.text, INPUTS[id] || {}, value || '');
+      first = field('value', id === 'code' ? 'The code that was sent by email' : question.text, INPUTS[id] || {}, value || '');
       submit = () => answer(first.value);
       button('Continue', 'submit');
       if (id === 'code') button('Send another code', 'button', () => answer('again'));
@@ -290,15 +292,16 @@
     });
   };
 
-  const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1).replace(/[^.]$/, '$&.');
+  const sentence = (words) => capital(words).replace(/[^.]$/, '$&.');
 
   const intro = ({ part, finish, command }) => {
     const said = (!finish && INTRO[part]) || [];
     const shown = finish && finish.outcome !== 'done'
-      ? [sentence(finish.message), `To go on where this ended: ${command}`]
+      ? [sentence(finish.message), 'To go on where this ended:']
       : finish ? [sentence(finish.message), 'This page can be closed.'] : said;
     $('intro').replaceChildren();
     for (const line of shown) make($('intro'), 'p', {}, line);
+    if (finish && finish.outcome !== 'done') make($('intro'), 'p', { class: 'lines' }, command);
   };
 
   let last = {};
