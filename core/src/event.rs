@@ -263,8 +263,10 @@ impl Event {
             | Self::OverLimit { .. }
             | Self::UpdateFailed { .. }
             | Self::UpdateOverdue { .. }
+            // The network decides, and may know better.
+            | Self::EvalVerdict { .. }
             | Self::Unsupported { .. } => Level::Warn,
-            Self::EvalVerdict { .. } | Self::UpdateRolledBack { .. } | Self::NotSaved { .. } => Level::Error,
+            Self::UpdateRolledBack { .. } | Self::NotSaved { .. } => Level::Error,
         }
     }
 

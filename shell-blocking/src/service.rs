@@ -34,8 +34,14 @@ pub fn of_this_machine() -> Option<Supervisor> {
     if Path::new("/run/systemd/system").is_dir() {
         return Some(Supervisor::Systemd);
     }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).any(|folder| folder.join("pm2").is_file()).then_some(Supervisor::Pm2)
+    has_pm2().then_some(Supervisor::Pm2)
+}
+
+/// Whether PM2 is on the path. It is not asked: it would start.
+#[must_use]
+pub fn has_pm2() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join("pm2").is_file())
 }
 
 /// A service as it would be, wherever it is.

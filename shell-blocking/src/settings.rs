@@ -25,7 +25,9 @@ use self::read::{
     read_address, read_email, read_number, read_path, read_server_key, read_text, read_token, read_url,
 };
 pub use self::release::{Bumping, Making, Release};
-pub use self::service::Servicing;
+#[cfg(test)]
+pub(crate) use self::service::SWITCHES;
+pub use self::service::{Servicing, shell_word};
 pub use self::setup::SettingUp;
 pub use self::tracing::Tracing;
 pub use self::updating::{Installing, Updating};
@@ -610,7 +612,7 @@ impl Sources<'_> {
     /// # Errors
     /// A wrong value, or none for the server.
     pub fn network(&self) -> Result<Network, UsageError> {
-        let server = self.get(&SERVER)?.ok_or_else(no_server)?;
+        let server = self.get(&SERVER)?.ok_or_else(|| self.no_server())?;
         let warnings = warn_if_open(&server.0);
         Ok(Network { server, server_key: self.get(&SERVER_KEY)?, warnings })
     }
@@ -624,7 +626,7 @@ impl Sources<'_> {
         let url = match (self.get(&TUNNEL_URL)?, server) {
             (Some(url), _) => url,
             (None, Some(server)) => server.tunnel(),
-            (None, None) => return Err(no_server()),
+            (None, None) => return Err(self.no_server()),
         };
         let mut limits = Limits::default();
         let ping = self.get(&PING_SECONDS)?;
@@ -775,13 +777,6 @@ impl Sources<'_> {
             _ => Err(UsageError::new(&format!("{shown:?} cannot be made an absolute path in UTF-8"))),
         }
     }
-}
-
-fn no_server() -> UsageError {
-    UsageError::new(&format!(
-        "missing: {}, the https:// address of the network's server; there is no default",
-        SERVER.names()
-    ))
 }
 
 fn warn_if_open(url: &Url) -> Vec<String> {

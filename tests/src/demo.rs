@@ -128,6 +128,22 @@ fn file_name(path: &std::path::Path) -> impl Display + '_ {
     path.file_name().unwrap_or_default().to_string_lossy()
 }
 
+/// Text in lines of at most so many columns, as far as its words are shorter.
+fn folded(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_string()),
+        }
+    }
+    lines
+}
+
 impl Course {
     /// Step by step, until one fails.
     fn walk(&mut self) -> bool {
@@ -179,7 +195,8 @@ impl Course {
         about: &str,
         run: fn(&mut Self) -> Result<String, Failure>,
     ) -> bool {
-        println!("\n{}. {name}: {about}", self.steps.len() + 1);
+        let text = format!("{}. {name}: {about}", self.steps.len() + 1);
+        println!("\n{}", folded(&text, 77).join("\n   "));
         let begun = Instant::now();
         let outcome = run(self);
         let took = begun.elapsed();
@@ -426,14 +443,19 @@ impl Course {
     }
 
     fn table(&self, took: Duration) {
-        println!("\n  {:<17} {:<62} {:>9}", "step", "what happened", "took");
-        println!("  {:-<17} {:-<62} {:->9}", "", "", "");
+        println!("\n  {:<15} {:<51} {:>9}", "step", "what happened", "took");
+        println!("  {:-<15} {:-<51} {:->9}", "", "", "");
         for step in &self.steps {
             let (mark, what) = match &step.outcome {
                 Ok(what) => ("", what.as_str()),
                 Err(failure) => ("FAILED: ", failure.lines().next().unwrap_or_default()),
             };
-            println!("  {:<17} {:<62} {:>6} ms", step.name, format!("{mark}{what}"), step.took.as_millis());
+            let mut lines = folded(&format!("{mark}{what}"), 51).into_iter();
+            let first = lines.next().unwrap_or_default();
+            println!("  {:<15} {first:<51} {:>6} ms", step.name, step.took.as_millis());
+            for line in lines {
+                println!("  {:<15} {line}", "");
+            }
         }
         let passed = self.steps.iter().all(|step| step.outcome.is_ok());
         let word = if passed { "All of it worked" } else { "Not all of it worked" };

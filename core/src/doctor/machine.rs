@@ -39,15 +39,10 @@ pub(super) fn settings(found: &Findings) -> Line {
     let Settings { errors, warnings, set, server } = &found.settings;
     let program = &found.program;
     if !errors.is_empty() {
-        let mut fix = format!(
+        let fix = format!(
             "correct it where it is said; what is missing is an option, a variable, or a line of config.toml in the \
              state directory; `{program} config show` says where each setting comes from"
         );
-        if server.is_none() && matches!(&found.supervision, Supervision::By(kept) if !kept.is_empty()) {
-            fix.push_str(
-                "; a service has its own in a file: load that first, `set -a; . PATH/node.env; set +a`",
-            );
-        }
         return Line::failed(Check::Settings, &errors.join("; "), &fix);
     }
     if !warnings.is_empty() {

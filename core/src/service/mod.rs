@@ -26,7 +26,7 @@ pub const NAME: &str = "consensus-node";
 pub const LABEL: &str = "network.consensus.node";
 
 /// Where the settings of a service of the whole machine are.
-const MACHINE_SETTINGS: &str = "/etc/consensus-node/node.env";
+pub const MACHINE_SETTINGS: &str = "/etc/consensus-node/node.env";
 
 /// Who keeps the node running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -61,7 +61,9 @@ pub(super) fn read(id: QuestionId, text: &str, allow_private: bool) -> Result<St
             "n" | "no" => Ok("no".to_string()),
             _ => Err(invalid("neither yes nor no")),
         },
-        Kind::Url => server(text).ok_or_else(|| invalid("not the address of a server, without a path")),
+        Kind::Url => server(text).ok_or_else(|| {
+            invalid("a server's address is https:// (in a lab http://) and its name, without a path")
+        }),
         Kind::Ipv4 => match text.parse::<Ipv4Addr>() {
             Ok(address) => host(address.into()),
             Err(_) => Err(invalid("not an IPv4 address")),

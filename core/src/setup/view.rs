@@ -33,8 +33,8 @@ const MAX_WINDOWS: usize = 240;
 pub struct View {
     /// Another one after every change.
     pub version: u64,
-    /// Of the program, for the operator to type.
-    pub program: &'static str,
+    /// For the operator to type: what goes on where this ends.
+    pub command: String,
     /// Where setup is: [`Setup::part`](super::Setup::part).
     pub part: &'static str,
     /// What was told, oldest first.
@@ -119,7 +119,7 @@ pub struct Ended {
 impl View {
     /// The first: it asks whether to begin.
     #[must_use]
-    pub fn new(program: &'static str) -> Self {
+    pub fn new(command: &str) -> Self {
         let question = Asked {
             number: 0,
             id: WELCOME,
@@ -130,13 +130,14 @@ impl View {
             reuse: Vec::new(),
             agreement: None,
         };
-        Self { version: 1, program, part: WELCOME, question: Some(question), ..Self::default() }
+        let command = command.to_string();
+        Self { version: 1, command, part: WELCOME, question: Some(question), ..Self::default() }
     }
 
     /// The page of a setup that begins without being asked, because another process has become this one.
     #[must_use]
-    pub fn handed_over(program: &'static str) -> Self {
-        Self { question: None, part: "release", ..Self::new(program) }
+    pub fn handed_over(command: &str) -> Self {
+        Self { question: None, part: "release", ..Self::new(command) }
     }
 
     /// Where setup is now.

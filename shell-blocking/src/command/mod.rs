@@ -110,6 +110,9 @@ fn dispatch<R: Runtime>(
         // What stops others is what this one tells of.
         return doctor::run(runtime, &sources, surroundings);
     }
+    if invocation.command == Name::ConfigShow {
+        return config::show(&sources, surroundings);
+    }
     let file = match invocation.command {
         // These have nothing of it.
         Name::Version | Name::Bump | Name::Release | Name::Completions | Name::Man => None,
@@ -126,7 +129,6 @@ fn dispatch<R: Runtime>(
         Name::Bump => Some(version::bump(&sources)?),
         Name::Install => Some(install::run(&sources, surroundings)?),
         Name::Release => Some(release::run(&sources)?),
-        Name::ConfigShow => Some(config::show(&sources)?),
         Name::Completions => Some(manual::completions(R::PROGRAM, &options::info(), sources.shell()?)),
         Name::Man => Some(manual::page(R::PROGRAM, &options::info())),
         _ => None,

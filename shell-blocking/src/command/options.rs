@@ -812,6 +812,19 @@ mod tests {
     }
 
     #[test]
+    fn the_switches_of_setup_are_known_where_its_options_are_said_again() {
+        let all = info();
+        let setup = all.commands.iter().find(|command| command.name == "setup").unwrap();
+        let is_switch = |flag: &&argh::FlagInfo<'_>| matches!(flag.kind, argh::FlagInfoKind::Switch);
+        let mut found: Vec<_> =
+            setup.command.flags.iter().filter(is_switch).map(|flag| flag.long.to_string()).collect();
+        // With these it does something else.
+        found.retain(|name| !matches!(name.as_str(), "--help" | "--agreement"));
+        found.sort();
+        assert_eq!(found, crate::settings::SWITCHES);
+    }
+
+    #[test]
     fn a_release_key_may_be_given_again() {
         let words = ["run", "--release-key", "a", "--server=x", "--release-key=b", "--release-key", "c"];
         let options = of(&words).unwrap().options;

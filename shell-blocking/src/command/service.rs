@@ -21,6 +21,9 @@ use crate::state_dir::StateDir;
 /// Said where nobody could keep it.
 const NO_SUPERVISOR: &str = "neither systemd nor launchd runs here, and there is no pm2: scripts/ensure-pm2.sh of the release installs that";
 
+/// Said where PM2 was asked for.
+const NO_PM2: &str = "there is no pm2 in PATH: scripts/ensure-pm2.sh of the release installs it";
+
 /// The sibling of an install directory that is the state directory, where nobody says another.
 const STATE: &str = "node";
 
@@ -63,6 +66,9 @@ fn install_service<R: Runtime>(
     }
     let order = order::<R>(sources, servicing, service::service(servicing, supervisor, scope))?;
     let steps = plan::install(&order).map_err(|unfit| usage(&unfit.to_string()))?;
+    if supervisor == Supervisor::Pm2 && !servicing.dry_run && !service::has_pm2() {
+        return Err(Failure::new(Outcome::NotRegistered, NO_PM2.to_string()));
+    }
     let warnings = carry_out(&steps, servicing.dry_run, surroundings.stdout).map_err(not_done::<R>)?;
     warn(&warnings, surroundings);
     if servicing.dry_run {
@@ -152,6 +158,9 @@ pub(super) fn of_setup(servicing: &Servicing, install_dir: &Path) -> Result<Serv
             "{} does not answer ({why}): it does where this user is logged in, by ssh for example and not by su",
             service.keeper()
         ));
+    }
+    if supervisor == Supervisor::Pm2 && !service::has_pm2() {
+        return Err(NO_PM2.to_string());
     }
     match missing_of_release(install_dir, supervisor) {
         Some(missing) => {
@@ -304,6 +313,9 @@ fn uninstall<R: Runtime>(servicing: &Servicing, surroundings: &mut Surroundings<
         && service::report(servicing, service).is_none()
         && !servicing.dry_run
     {
+        if !service::has_pm2() {
+            return Err(Failure::internal(format!("{}, and {NO_PM2}", service.describe())));
+        }
         // One that is started for this alone has none of its apps, and would save that.
         let text = format!("{}, and does not run it: `pm2 resurrect` first", service.describe());
         return Err(Failure::internal(text));
@@ -352,6 +364,7 @@ fn describe(service: &Service, report: Option<&Report>, install_dir: Option<&str
         let _ = writeln!(out, "  {name:<9} {text}");
     };
     match report {
+        None if service.supervisor == Supervisor::Pm2 && !service::has_pm2() => line("state", NO_PM2),
         None => line("state", "its supervisor does not answer, or knows nothing of it"),
         Some(report) => {
             let mut text = report.state.clone();

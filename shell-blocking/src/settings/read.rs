@@ -17,6 +17,9 @@ pub(super) fn read_path(text: &str) -> Result<PathBuf, String> {
 }
 
 pub(super) fn read_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
+    if !text.contains("://") {
+        return Err(format!("there is no {}:// in front", schemes.first().unwrap_or(&"https")));
+    }
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     if !schemes.contains(&url.scheme()) {
         return Err(format!("the scheme is {}", url.scheme()));
@@ -125,5 +128,22 @@ pub(super) fn read_service(text: &str) -> Result<(), String> {
         }
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_a_scheme_is_told_what_is_missing() {
+        for text in ["network.example", "network.example:443", "localhost:9800/"] {
+            assert_eq!(
+                read_url(text, &["https", "http"]).unwrap_err(),
+                "there is no https:// in front",
+                "{text}"
+            );
+        }
+        assert_eq!(read_url("ftp://a", &["https"]).unwrap_err(), "the scheme is ftp");
     }
 }

@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use consensus_core::service::Supervisor;
+use consensus_core::service::{MACHINE_SETTINGS, Supervisor};
 use consensus_core::wire::{base64, hex};
 
 use super::known::{KNOWN, Reach, Variables};
-use super::release::RELEASE_KEYS;
+use super::release::{RELEASE_KEYS, REPEATED};
 use super::updating::{INTO, PROBATION};
 use super::{
     CA, MACHINE_REGISTRY, NODE_HOST, NODE_PORT, SERVER, SERVER_KEY, STATE_DIR, Setting, Source, Sources,
     TUNNEL_URL, UsageError,
 };
+use crate::install;
 
 /// What `service` is told.
 #[derive(Clone, Debug)]
@@ -52,6 +53,10 @@ const PM2_NAME: Setting<String> = Setting::new(
         if is_fit { Ok(text.to_string()) } else { Err(String::new()) }
     },
 );
+
+/// Options of `setup` that have no value.
+pub(crate) const SWITCHES: [&str; 6] =
+    ["--allow-older", "--allow-private-targets", "--browser", "--skip-release", "--user", "--yes"];
 
 impl Sources<'_> {
     /// What `service` is told.
@@ -125,6 +130,52 @@ impl Sources<'_> {
         self.proxies()?;
         Ok(found.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
+
+    /// Nobody says which network. A service knows it, and whoever looks after that is told where from.
+    pub(super) fn no_server(&self) -> UsageError {
+        let mut text = format!(
+            "missing: {}, the https:// address of the network's server; there is no default",
+            SERVER.names()
+        );
+        if let Some(file) = self.settings_of_a_service() {
+            let file = shell_word(&file.to_string_lossy());
+            text.push_str(&format!(
+                "; this command takes the settings of the service with `set -a; . {file}; set +a` before it"
+            ));
+        }
+        UsageError::new(&text)
+    }
+
+    /// The file with what a service of this machine was given, where there is one.
+    fn settings_of_a_service(&self) -> Option<PathBuf> {
+        let said = self.updating().ok().map(|updating| updating.install_dir);
+        let beside = [install::own_dir(), said].into_iter().flatten().map(|dir| dir.join("node.env"));
+        beside.chain([PathBuf::from(MACHINE_SETTINGS)]).find(|file| file.is_file())
+    }
+
+    /// The options that were given and are `wanted`, with their values, as words for a shell.
+    pub fn said(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut words = Vec::new();
+        for (option, values) in self.options.iter().filter(|(option, _)| wanted(option)) {
+            for value in values.split(REPEATED) {
+                words.push(option.clone());
+                if !SWITCHES.contains(&option.as_str()) {
+                    words.push(shell_word(value));
+                }
+            }
+        }
+        words
+    }
+}
+
+/// A word as a shell takes it.
+#[must_use]
+pub fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@%+".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_string();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// Whether a text is the path of a file as it is called in this folder alone.
@@ -357,6 +408,36 @@ mod tests {
             ("CONSENSUS_MAX_STREAMS", "9"),
         ];
         assert_eq!(pairs(&found), expected);
+    }
+
+    #[test]
+    fn whoever_names_no_server_is_told_where_the_service_has_it_from() {
+        let scratch = Scratch::new();
+        let dir = scratch.path().join("it's");
+        std::fs::create_dir(&dir).unwrap();
+        let find = |name: &str| (name == "CONSENSUS_NODE_INSTALL_DIR").then(|| dir.clone().into_os_string());
+        let sources = Sources { options: &BTreeMap::new(), env: &find, file: None };
+        let said = |sources: &Sources<'_>| sources.network().unwrap_err().to_string();
+        assert!(said(&sources).contains("--server") && !said(&sources).contains("it's"));
+        std::fs::write(dir.join("node.env"), "").unwrap();
+        let file = shell_word(&format!("{}/node.env", dir.display()));
+        let how = format!("`set -a; . {file}; set +a`");
+        assert!(said(&sources).contains(&how), "{}", said(&sources));
+        assert!(sources.tunnel().unwrap_err().to_string().contains(&how));
+    }
+
+    #[test]
+    fn options_are_said_again_each_as_a_shell_takes_it() {
+        let twice = format!("a{REPEATED}b c");
+        let options = [("--release-key", twice.as_str()), ("--yes", "true"), ("--candidate-id", "true")];
+        let options = options.map(|(name, value)| (name.to_string(), value.to_string())).into();
+        let sources = Sources { options: &options, env: &|_| None, file: None };
+        let all = ["--candidate-id", "true", "--release-key", "a", "--release-key", "'b c'", "--yes"];
+        assert_eq!(sources.said(|_| true), all);
+        assert_eq!(sources.said(|option| option == "--yes"), ["--yes"]);
+        assert_eq!(shell_word("https://a.example:80"), "https://a.example:80");
+        assert_eq!(shell_word(""), "''");
+        assert_eq!(shell_word("it's $x"), "'it'\\''s $x'");
     }
 
     #[test]

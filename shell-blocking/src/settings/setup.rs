@@ -118,6 +118,17 @@ impl Sources<'_> {
         })
     }
 
+    /// What the next `setup` has to be told again, as words for a shell: not the answers, which are kept where this one
+    /// got so far and are nobody else's business, and no secrets.
+    #[must_use]
+    pub fn said_again(&self) -> Vec<String> {
+        let of_people =
+            VALUES.iter().filter(|(id, _)| !matches!(id, QuestionId::Server | QuestionId::Service));
+        let of_people: Vec<_> = of_people.map(|(_, setting)| setting.option).collect();
+        let secret = [CODE.option, VERIFICATION_ID.option, EMAIL_VERIFICATION_TOKEN.option];
+        self.said(|option| !of_people.contains(&option) && !secret.contains(&option))
+    }
+
     /// How a question is answered beforehand, in words; `None` where it cannot be.
     #[must_use]
     pub fn names_of(id: QuestionId) -> Option<String> {

@@ -353,6 +353,15 @@ fn what_cannot_be_a_service_is_told_with_its_exit_code(shell: Shell) {
     assert_ended(&world.run(&["service"]), 2, &["service --help"]);
     let pm2 = world.run(&["service", "install", "--supervisor", "pm2"]);
     assert_ended(&pm2, 3, &["start-pm2.sh"]);
+    let scripts = world.dir.join("current/scripts");
+    fs::create_dir(&scripts).unwrap();
+    fs::write(scripts.join("start-pm2.sh"), "").unwrap();
+    let mut command = world
+        .lab
+        .network
+        .node(&world.dir.join("current/bin/consensus-node"), ["service", "install", "--supervisor", "pm2"]);
+    command.env("PATH", &world.bin);
+    assert_ended(&NodeProcess::run(command, LONG).unwrap(), 3, &["no pm2 in PATH", "ensure-pm2.sh"]);
     let odd = world.root.join("a\nb");
     symlink(&world.dir, &odd).unwrap();
     assert_ended(&with(&["--install-dir", odd.to_str().unwrap()]), 2, &["line end"]);

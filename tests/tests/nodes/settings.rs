@@ -231,8 +231,18 @@ fn config_show_says_each_value_and_where_it_came_from(shell: Shell) {
         assert!(exit.stdout.contains(line), "{line}: {}", exit.stdout);
     }
     assert!(!exit.stdout.contains("s3cret"), "{}", exit.stdout);
-    write_file(&lab, "max-streams = 0\n");
+    // What is wrong hides nothing else.
+    write_file(&lab, "max-streams = 0\nmax-requests = 9\n");
     let exit = lab.run(&["config", "show"]);
     assert_eq!(exit.code, Some(2));
+    for line in ["WRONG  (", "line 1, max-streams", "9  ("] {
+        assert!(exit.stdout.contains(line), "{line}: {}", exit.stdout);
+    }
     assert!(exit.stderr().contains("line 1, max-streams"), "{}", exit.stderr());
+    write_file(&lab, "max_streams = 1\n");
+    let exit = lab.run(&["config", "show", "--json"]);
+    assert_eq!(exit.code, Some(2));
+    let shown: Value = serde_json::from_str(&exit.stdout).unwrap();
+    assert!(shown["file"]["error"].as_str().unwrap().contains("is max-streams meant?"), "{shown}");
+    assert!(exit.stderr().contains("is max-streams meant?"), "{}", exit.stderr());
 }

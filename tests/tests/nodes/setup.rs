@@ -26,6 +26,7 @@ with_both_shells! {
     a_terminal_leads_to_a_supervised_node_that_is_connected
     without_a_supervisor_it_says_so_and_a_service_that_was_asked_for_is_missed
     every_wrong_answer_is_told_with_an_example_and_asked_again
+    why_something_is_asked_is_told_once
     stopped_and_killed_at_every_question_it_goes_on
     killed_in_the_middle_of_its_work_it_goes_on
     with_everything_said_beforehand_nothing_is_asked
@@ -191,7 +192,7 @@ fn a_terminal_leads_from_an_empty_home_to_a_connected_node(shell: Shell) {
     let (status, text) = terminal.wait(LONG).unwrap();
     assert!(status.success(), "{text}");
     for words in
-        ["WHAT RUNNING A NODE MEANS", "sees this machine at", "local-1, Localhost, ZZ", " run --server http"]
+        ["What running a node means", "sees this machine at", "local-1, Localhost, ZZ", " run --server http"]
     {
         assert!(text.contains(words), "{words}: {text}");
     }
@@ -400,6 +401,24 @@ fn every_wrong_answer_is_told_with_an_example_and_asked_again(shell: Shell) {
     assert_eq!(words.matches("; for example").count(), told, "{text}");
 }
 
+fn why_something_is_asked_is_told_once(shell: Shell) {
+    let world = World { service: "none".to_string(), ..World::with_email(shell) };
+    let mut terminal = world.terminal();
+    for (question, answer) in QUESTIONS.into_iter().take(2) {
+        terminal.expect(&[question], LONG).unwrap();
+        world.answer(&mut terminal, answer);
+    }
+    for _ in 0..2 {
+        terminal.expect(&["Public IPv4 address of this machine:"], LONG).unwrap();
+        terminal.type_text("x\n").unwrap();
+        terminal.expect(&["not an IPv4 address"], LONG).unwrap();
+    }
+    terminal.expect(&["Public IPv4 address of this machine:"], LONG).unwrap();
+    terminal.type_text(END).unwrap();
+    let (_, text) = terminal.wait(LONG).unwrap();
+    assert_eq!(text.matches("no IPv4 address of this machine was found").count(), 1, "{text}");
+}
+
 fn stopped_and_killed_at_every_question_it_goes_on(shell: Shell) {
     let world = World::with_email(shell);
     let resume = "Use this again [Y/n]:";
@@ -604,6 +623,13 @@ fn a_machine_that_is_not_admitted_costs_no_email(shell: Shell) {
     assert_eq!(exit.code, Some(4), "{}", exit.stderr());
     assert!(exit.stderr().contains("no email was sent"), "{}", exit.stderr());
     assert_eq!(world.emails(), 0);
+    // What goes on has what this one was told, but for people's own data, which is kept.
+    let next = exit.lines.iter().find(|line| line.event() == "next").unwrap();
+    let said = &next.text;
+    for word in [world.lab.program.to_str().unwrap(), " setup ", "--skip-release", "--yes"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert!(!said.contains("--email") && !said.contains("--evm-address"), "{said}");
 }
 
 fn a_machine_that_holds_another_node_is_refused(shell: Shell) {

@@ -70,8 +70,10 @@
   let view = null;
   let posting = false;
 
+  const capital = (words) => words.charAt(0).toUpperCase() + words.slice(1);
+
   const problem = (why) => {
-    text('problem', why || '');
+    text('problem', capital(why || ''));
     for (const input of $('fields').querySelectorAll('input')) input.setAttribute('aria-invalid', Boolean(why));
   };
 
@@ -116,10 +118,8 @@
 
   const agreement = (question) => {
     const box = $('agreement');
-    const [title, ...parts] = question.agreement.trim().split(/\n\s*\n/);
     box.replaceChildren();
-    make(box, 'h3', {}, title);
-    for (const part of parts) make(box, 'p', {}, part.replaceAll('\n', ' '));
+    for (const part of question.agreement.trim().split(/\n\s*\n/)) make(box, 'p', {}, part.replaceAll('\n', ' '));
     box.hidden = false;
     box.scrollTop = 0;
     const name = field('name', 'Your name', { autocomplete: 'name', autocapitalize: 'words' });
@@ -160,7 +160,7 @@
       submit = () => answer(yes[1]);
       button(no[0], 'button', () => answer(no[1]));
     } else {
-      first = field('value', question.text, INPUTS[id] || {}, value || '');
+      first = field('value', id === 'code' ? 'The code that was sent by email' : question.text, INPUTS[id] || {}, value || '');
       submit = () => answer(first.value);
       button('Continue', 'submit');
       if (id === 'code') button('Send another code', 'button', () => answer('again'));
@@ -292,13 +292,16 @@
     });
   };
 
-  const intro = ({ part, finish, program }) => {
+  const sentence = (words) => capital(words).replace(/[^.]$/, '$&.');
+
+  const intro = ({ part, finish, command }) => {
     const said = (!finish && INTRO[part]) || [];
     const shown = finish && finish.outcome !== 'done'
-      ? [finish.message, `To go on where this ended: ${program} setup --browser`]
-      : finish ? [finish.message + '.', 'This page can be closed.'] : said;
+      ? [sentence(finish.message), 'To go on where this ended:']
+      : finish ? [sentence(finish.message), 'This page can be closed.'] : said;
     $('intro').replaceChildren();
     for (const line of shown) make($('intro'), 'p', {}, line);
+    if (finish && finish.outcome !== 'done') make($('intro'), 'p', { class: 'lines' }, command);
   };
 
   let last = {};

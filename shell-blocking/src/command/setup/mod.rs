@@ -31,7 +31,7 @@ use self::work::Work;
 use super::{Failure, Setup, Surroundings};
 use crate::install;
 use crate::runtime_api::Runtime;
-use crate::settings::{SettingUp, Sources, UsageError};
+use crate::settings::{SettingUp, Sources, UsageError, shell_word};
 use crate::state_dir::{FileError, MachineRegistry, StateDir, read_file};
 use crate::system;
 
@@ -83,7 +83,7 @@ pub(super) fn run<R: Runtime>(
         None => Face::Nobody,
     };
     let (keeper, state_dir, interrupts) = (&keeper, &state_dir, &interrupts);
-    let mut front = Front { told: &told, face, interrupts, setup, surroundings };
+    let mut front = Front { told: &told, face, interrupts, setup, surroundings, refused: false };
     let page = page.as_ref();
     let mut work = Work { runtime, sources, setup, state_dir, keeper, running, lock, interrupts, page };
     let ended = go_on(&mut machine, &mut front, &mut work);
@@ -95,7 +95,7 @@ pub(super) fn run<R: Runtime>(
     }
     let finish = ended?;
     if finish.outcome != End::Done {
-        setup.note(Level::Info, "next", &how_to_go_on::<R>());
+        setup.note(Level::Info, "next", &format!("go on where this ended with: {}", goes_on::<R>(sources)));
     }
     Ok(setup.finish(&finish))
 }
@@ -146,11 +146,17 @@ fn page<R: Runtime>(
 ) -> Result<Page, Failure> {
     let mut stdin = stdin();
     let left = (sources.env)(HANDED_OVER).is_some().then_some(&mut stdin as &mut dyn Read);
-    Page::open(R::PROGRAM, told.browser_port, left, surroundings.stdout).map_err(Failure::internal)
+    Page::open(&goes_on::<R>(sources), told.browser_port, left, surroundings.stdout)
+        .map_err(Failure::internal)
 }
 
-fn how_to_go_on<R: Runtime>() -> String {
-    format!("go on where this ended with: {} setup", R::PROGRAM)
+/// The command that goes on where this ends.
+fn goes_on<R: Runtime>(sources: &Sources<'_>) -> String {
+    // As it was called: it may be on nobody's path.
+    let called = std::env::args().next().unwrap_or_else(|| R::PROGRAM.to_string());
+    let mut words = vec![shell_word(&called), "setup".to_string()];
+    words.extend(sources.said_again());
+    words.join(" ")
 }
 
 fn stopped(state_dir: &StateDir) -> Finish {
@@ -240,6 +246,8 @@ struct Front<'a, 'b> {
     interrupts: &'a Interrupts,
     setup: &'a Setup,
     surroundings: &'a mut Surroundings<'b>,
+    /// Whether the last answer could not be taken.
+    refused: bool,
 }
 
 impl Front<'_, '_> {
@@ -289,7 +297,8 @@ impl Front<'_, '_> {
         for reuse in &question.reuse {
             text.push_str(&terminal.wrap("  - ", &reuse.text));
         }
-        if let Some(problem) = &question.problem {
+        // Who has just been told what is wrong with an answer knows why there was a question.
+        if let Some(problem) = question.problem.as_ref().filter(|_| !self.refused) {
             text.push_str(&terminal.wrap("! ", problem));
         }
         text.push_str(&terminal.prompt(question));
@@ -307,6 +316,7 @@ impl Front<'_, '_> {
 
     /// Tells somebody that their answer cannot be taken. Of what was said beforehand, none is left then.
     fn judged(&mut self, answered: Result<(), String>) -> Result<(), Failure> {
+        self.refused = answered.is_err();
         match (&self.face, answered) {
             (Face::Page(page), answered) => page.judged(answered),
             (_, Ok(())) => {}

@@ -89,7 +89,7 @@ impl Page {
     /// Listens on loopback, at that port or at any, and prints the page's address. A process that has taken another
     /// one's place goes on with the page of that, whose port and token it reads from `left`.
     pub(super) fn open(
-        program: &'static str,
+        command: &str,
         port: u16,
         left: Option<&mut dyn io::Read>,
         stdout: &mut dyn Write,
@@ -112,7 +112,7 @@ impl Page {
         let nonblocking = answers.set_nonblocking(true).and_then(|()| answered.set_nonblocking(true));
         nonblocking.map_err(|error| error.to_string())?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
-        let view = if is_handed_over { View::handed_over(program) } else { View::new(program) };
+        let view = if is_handed_over { View::handed_over(command) } else { View::new(command) };
         let board = Board {
             view,
             posted: None,

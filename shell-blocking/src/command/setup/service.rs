@@ -14,7 +14,7 @@ use consensus_core::status::{Found, question};
 use crate::command::{Failure, Setup, service, status};
 use crate::install;
 use crate::runtime_api::{Environment, Runtime};
-use crate::settings::{Servicing, Sources, UsageError};
+use crate::settings::{Servicing, Sources, UsageError, shell_word};
 use crate::state_dir::StateDir;
 
 /// How long a supervisor may take to say that it is there.
@@ -90,17 +90,15 @@ fn by_hand<R: Runtime>(sources: &Sources<'_>, setup: &Setup) -> Result<Vec<Strin
         Some(_) if wrapper.exists() => wrapper,
         _ => std::env::current_exe().unwrap_or_else(|_| R::PROGRAM.into()),
     };
-    let mut words = vec![quoted(&program.to_string_lossy()), "run".to_string()];
-    for option in ["--server", "--server-key", "--tunnel-url", "--candidate-id", "--release-key", "--ca"] {
-        // What came from the environment is there for the next command too.
-        if let Some(value) = sources.options.get(option) {
-            words.push(option.to_string());
-            words.push(quoted(value));
-        }
-    }
+    let mut words = vec![shell_word(&program.to_string_lossy()), "run".to_string()];
+    // What came from the environment is there for the next command too.
+    words.extend(sources.said(|option| {
+        let of_run = ["--server", "--server-key", "--tunnel-url", "--candidate-id", "--release-key", "--ca"];
+        of_run.contains(&option)
+    }));
     if sources.options.contains_key("--state-dir") {
         words.push("--state-dir".to_string());
-        words.push(quoted(&setup.common.state_dir.to_string_lossy()));
+        words.push(shell_word(&setup.common.state_dir.to_string_lossy()));
     }
     Ok(vec![words.join(" ")])
 }
@@ -135,27 +133,5 @@ pub(super) fn await_node<R: Runtime>(
             return Err(Failure::Finish(Finish { outcome, message }));
         }
         thread::sleep(PAUSE);
-    }
-}
-
-/// A word as a shell takes it.
-fn quoted(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@%+".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        return text.to_string();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_word_is_quoted_where_a_shell_would_read_it_otherwise() {
-        assert_eq!(quoted("https://a.example:80"), "https://a.example:80");
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted(""), "''");
-        assert_eq!(quoted("it's $x"), "'it'\\''s $x'");
     }
 }
