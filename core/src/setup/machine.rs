@@ -124,6 +124,8 @@ enum Kept {
 struct Session {
     /// Why the progress file is to be set aside.
     damaged: Option<String>,
+    /// The authorisation in `join-auth.json` is not to be used.
+    forgets: bool,
     dirty: bool,
     /// A progress file that cannot be written is told of once.
     unsaved: bool,
@@ -182,6 +184,7 @@ impl Setup {
         }
         let session = Session {
             damaged,
+            forgets: false,
             dirty: false,
             unsaved: false,
             resume: settings.handed_over.then_some(true),
@@ -312,6 +315,12 @@ impl Setup {
         };
         match (effect, outcome) {
             (Effect::SetProgressAside, Outcome::Written(written)) => self.on_set_aside(written),
+            (Effect::ForgetEvaluation, Outcome::Written(Ok(()))) => {}
+            (Effect::ForgetEvaluation, Outcome::Written(Err(error))) => {
+                // The file of before leads to the network that it is of.
+                self.session.dirty = false;
+                self.end(End::Internal, error);
+            }
             (Effect::WriteProgress(_), Outcome::Written(written)) => self.on_written(written),
             (Effect::InstallRelease { .. }, Outcome::Release(release)) => self.on_release(release),
             (Effect::HandOver { .. }, Outcome::NotHandedOver(why)) => {
@@ -403,15 +412,23 @@ impl Setup {
 
     /// What another network gave is of no use with this one.
     fn settle_server(&mut self, server: Option<String>) {
-        if server.is_none() {
+        // Another node's files are left alone.
+        if server.is_none() || self.finish.is_some() {
             return;
         }
         if self.progress.server.is_some() && self.progress.server != server {
             self.progress.token = None;
             self.progress.verification = None;
-            self.settings.join_auth = None;
+            self.forget_evaluation();
+            self.session.dirty = true;
         }
         self.progress.server = server;
+    }
+
+    /// `join-auth.json` does not say of which network it is: one that is not to be used is removed, before the progress
+    /// is written that another process goes on from.
+    fn forget_evaluation(&mut self) {
+        self.session.forgets |= self.settings.join_auth.take().is_some();
     }
 
     fn reusable(&self, now: Now) -> Vec<Reuse> {
@@ -465,7 +482,7 @@ impl Setup {
         self.progress.token = None;
         self.progress.verification = None;
         self.progress.agreement = None;
-        self.settings.join_auth = None;
+        self.forget_evaluation();
         self.session.code = None;
         self.defaults.remove(&QuestionId::Ipv4);
         self.defaults.remove(&QuestionId::Ipv6);
@@ -563,6 +580,9 @@ impl Setup {
     fn due(&mut self, now: Now) -> Option<Step> {
         if self.session.damaged.is_some() {
             return Some(Step::Do(Effect::SetProgressAside));
+        }
+        if mem::take(&mut self.session.forgets) {
+            return Some(Step::Do(Effect::ForgetEvaluation));
         }
         let mut stage = self.stage(now);
         if mem::take(&mut self.session.dirty) {

@@ -127,6 +127,10 @@ impl World {
                 self.aside = self.progress.take();
                 ("aside", Outcome::Written(Ok(())))
             }
+            Effect::ForgetEvaluation => {
+                self.join_auth = None;
+                ("forget", Outcome::Written(Ok(())))
+            }
             Effect::WriteProgress(_) if self.unwritable => {
                 ("write", Outcome::Written(Err("disk full".into())))
             }
@@ -171,11 +175,12 @@ impl World {
                 };
                 ("email verify", outcome)
             }
-            Effect::Evaluate { .. } => {
+            Effect::Evaluate { server } => {
                 let evaluated = match &self.evaluation {
                     Some(finish) => Err(finish.clone()),
                     None => {
-                        self.join_auth = Some(authorisation(self.unix + self.auth_holds));
+                        let auth = authorisation(self.unix + self.auth_holds);
+                        self.join_auth = Some(JoinAuth { join_id: server.clone(), ..auth });
                         Ok(self.join_auth.clone().unwrap())
                     }
                 };
@@ -183,6 +188,7 @@ impl World {
             }
             Effect::Register(registrant) => {
                 assert_eq!(registrant.email_verification_token, "t1");
+                assert_eq!(self.join_auth.as_ref().unwrap().join_id, registrant.server, "another network's");
                 self.emails.push(registrant.email.clone());
                 let registered = if self.join_status.is_empty() {
                     self.registration = Some(Registration::new("n1"));
@@ -286,7 +292,8 @@ fn by_hand(why: Option<&str>) -> Service {
 
 fn authorisation(expires_at: u64) -> JoinAuth {
     JoinAuth {
-        join_id: "j1".into(),
+        // Of whom it is: the file itself does not say.
+        join_id: SERVER.into(),
         alg: "ed25519".into(),
         nonce: "bg".into(),
         signature: "cw".into(),
@@ -503,6 +510,60 @@ fn what_one_network_gave_is_not_shown_to_another() {
     world.did.clear();
     world.finish();
     assert_eq!((world.count("evaluate"), world.count("email start")), (1, 1), "{:?}", world.did);
+}
+
+#[test]
+fn killed_at_any_step_it_never_sends_one_network_what_another_authorised() {
+    for kill in 0..MANY {
+        let mut ended = 0;
+        for done in [false, true] {
+            let mut world = World::new();
+            world.run_to_the_last_question();
+            world.given.insert(QuestionId::Server, "https://other.example".into());
+            ended += usize::from(world.drive(typical, Some((kill, done))).is_some());
+            // The next one does not say which network: that is in the file.
+            world.given.clear();
+            assert_eq!(world.finish().outcome, End::Done, "{kill} {done}: {:?}", world.did);
+        }
+        if ended == 2 {
+            assert!(kill > 15, "all steps were tried");
+            return;
+        }
+    }
+    panic!("it never came to its end");
+}
+
+#[test]
+fn an_evaluation_that_is_not_to_be_used_again_is_not_used_by_the_next_process_either() {
+    let no = |question: &Question| match question.id {
+        QuestionId::Resume => "no".to_string(),
+        _ => typical(question),
+    };
+    let mut world = World::new();
+    (world.skip_release, world.required) = (false, Some("2.0.0"));
+    world.join_auth = Some(authorisation(NOW + 600));
+    assert_eq!(world.drive(no, None).unwrap().outcome, End::Done);
+    assert_eq!((world.count("hand over"), world.count("evaluate")), (1, 1), "{:?}", world.did);
+
+    // What cannot be removed would be used: that is told, and nothing is asked after it.
+    let mut world = World::new();
+    world.join_auth = Some(authorisation(NOW + 600));
+    let mut setup = world.start();
+    let finish = loop {
+        match setup.next(world.now()) {
+            Step::Tell(_) => {}
+            Step::Ask(question) => setup.answer(question.id, &no(&question), world.now()).unwrap(),
+            Step::Do(Effect::ForgetEvaluation) => {
+                setup.result(Outcome::Written(Err("join-auth.json: read-only".into())), world.now());
+            }
+            Step::Do(effect) => {
+                let outcome = world.carry_out(&effect).unwrap();
+                setup.result(outcome, world.now());
+            }
+            Step::Done(finish) => break finish,
+        }
+    };
+    assert_eq!((finish.outcome, finish.message.as_str()), (End::Internal, "join-auth.json: read-only"));
 }
 
 #[test]
