@@ -215,7 +215,7 @@ impl Setup {
         this.drop_what_ran_out(now);
         this.take_given(now);
         if this.session.resume == Some(true) {
-            this.resume(true);
+            this.resume(true, now);
         }
         Ok(this)
     }
@@ -402,10 +402,10 @@ impl Setup {
     fn take_given(&mut self, now: Now) {
         let email = self.answers.get(&QuestionId::Email).cloned().unwrap_or_default();
         let expires_at = now.unix_seconds().saturating_add(3600);
-        if let Some(text) = self.settings.email_token.take() {
+        if let Some(text) = self.settings.email_token.clone() {
             self.progress.token = Some(Held { email: email.clone(), text, expires_at });
         }
-        if let Some(text) = self.settings.verification_id.take() {
+        if let Some(text) = self.settings.verification_id.clone() {
             self.progress.verification = Some(Held { email, text, expires_at });
         }
     }
@@ -470,7 +470,7 @@ impl Setup {
         all
     }
 
-    fn resume(&mut self, again: bool) {
+    fn resume(&mut self, again: bool, now: Now) {
         self.session.resume = Some(again);
         if again {
             for (id, text) in &self.defaults {
@@ -483,15 +483,16 @@ impl Setup {
         self.progress.verification = None;
         self.progress.agreement = None;
         self.forget_evaluation();
-        self.session.code = None;
         self.defaults.remove(&QuestionId::Ipv4);
         self.defaults.remove(&QuestionId::Ipv6);
+        // What the operator brings is not of before.
+        self.take_given(now);
     }
 
     fn take(&mut self, id: QuestionId, value: String, now: Now) {
         let is_yes = value == "yes";
         match id {
-            QuestionId::Resume => self.resume(is_yes),
+            QuestionId::Resume => self.resume(is_yes, now),
             QuestionId::KeepNode => self.session.keep = Some(is_yes),
             QuestionId::Agreement if is_yes => self.progress.agreement = Some(AGREEMENT_VERSION),
             QuestionId::Agreement => {
@@ -594,7 +595,7 @@ impl Setup {
         if stage == Stage::Resume {
             let reuse = self.reusable(now);
             if reuse.is_empty() {
-                self.resume(true);
+                self.resume(true, now);
                 stage = self.stage(now);
             } else if self.session.heading == Some(stage) {
                 return Some(self.ask_again(reuse));

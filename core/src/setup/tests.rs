@@ -503,6 +503,30 @@ fn what_is_not_used_again_is_asked_for_again() {
 }
 
 #[test]
+fn a_token_that_the_operator_brings_counts_where_nothing_of_before_is_to_be_used_again() {
+    let mut world = World::new();
+    world.run_to_the_last_question();
+    let settings = Settings { email_token: Some("t1".into()), ..world.settings() };
+    let mut setup = Setup::new(world.progress.as_deref(), settings, world.now()).unwrap();
+    world.did.clear();
+    loop {
+        match setup.next(world.now()) {
+            Step::Tell(_) => {}
+            Step::Ask(question) => {
+                let text = if question.id == QuestionId::Resume { "no".into() } else { typical(&question) };
+                setup.answer(question.id, &text, world.now()).unwrap();
+            }
+            Step::Do(effect) => {
+                let outcome = world.carry_out(&effect).unwrap();
+                setup.result(outcome, world.now());
+            }
+            Step::Done(finish) => break assert_eq!(finish.outcome, End::Done),
+        }
+    }
+    assert_eq!((world.count("evaluate"), world.count("email start")), (1, 0), "{:?}", world.did);
+}
+
+#[test]
 fn what_one_network_gave_is_not_shown_to_another() {
     let mut world = World::new();
     world.run_to_the_last_question();
