@@ -97,6 +97,18 @@ impl Proxy {
         self.authorization.is_some()
     }
 
+    /// What it is let in by, in each form that somebody may say back: to be hidden.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<Zeroizing<String>> {
+        let Some(sent) = self.authorization.as_ref().and_then(|value| value.strip_prefix("Basic ")) else {
+            return Vec::new();
+        };
+        let pair = Zeroizing::new(base64::decode(sent).unwrap_or_default());
+        let pair = Zeroizing::new(String::from_utf8_lossy(&pair).into_owned());
+        let (user, password) = pair.split_once(':').unwrap_or((&pair, ""));
+        [sent, user, password].map(|text| Zeroizing::new(text.to_string())).into()
+    }
+
     /// That there is no connection to the proxy itself, and what to do.
     #[must_use]
     pub fn unreachable(&self, detail: &str) -> String {
@@ -396,6 +408,14 @@ mod tests {
             "{with}"
         );
         assert_eq!(unescaped("a%2Fb%zz%4"), b"a/b%zz%4");
+    }
+
+    #[test]
+    fn what_a_proxy_lets_in_by_is_known_in_every_form_that_it_may_say_back() {
+        let secrets = proxy("http://op%2Fer:s3%2Fcr%20et@proxy.example").secrets();
+        let secrets: Vec<&str> = secrets.iter().map(|secret| secret.as_str()).collect();
+        assert_eq!(secrets, ["b3AvZXI6czMvY3IgZXQ=", "op/er", "s3/cr et"]);
+        assert!(proxy("http://proxy.example").secrets().is_empty());
     }
 
     #[test]
