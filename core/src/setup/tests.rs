@@ -785,6 +785,16 @@ fn addresses_that_are_not_found_are_asked_for_and_found_ones_typed_over() {
 }
 
 #[test]
+fn a_region_that_the_network_does_not_say_is_told_as_not_known_and_stops_nothing() {
+    for body in [json!({"region": 7}), json!([]), json!({"success": true, "region": "\u{1b}", "city": ""})] {
+        let mut world = World::new();
+        world.odd.push(("/region", 200, body));
+        assert_eq!(world.finish().outcome, End::Done);
+        assert!(world.says("The region is not known") && !world.says("Region:"), "{:?}", world.told);
+    }
+}
+
+#[test]
 fn a_wrong_code_is_asked_again_and_after_some_another_is_sent() {
     let mut world = World::new();
     let mut codes = vec!["123456", "bad", "AGAIN", "bad3", "bad2", "bad1"];
