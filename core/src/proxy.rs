@@ -28,6 +28,9 @@ pub const MAX_PROXY_URL: usize = 2048;
 /// What a proxy's answer may have before its empty line, in bytes, interim answers included.
 pub const MAX_PROXY_HEAD: usize = 16 * 1024;
 
+/// What is shorter, in bytes, is in every text: it is not looked for in what a proxy says.
+const SHORTEST_SECRET: usize = 4;
+
 /// A proxy that connections are made through.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
@@ -299,6 +302,12 @@ impl<'a> Request<'a> {
                     429 | 500..=599 => "it does not reach the server: look there, or try later".to_string(),
                     _ => format!("is {setting} right?"),
                 };
+                // What it was sent is no more for a log when it comes back.
+                let hide = |text: String, secret: &Zeroizing<String>| match secret.len() {
+                    0..SHORTEST_SECRET => text,
+                    _ => text.replace(secret.as_str(), "(not shown)"),
+                };
+                let reason = self.proxy.secrets().iter().fold(reason.clone(), hide);
                 let space = if reason.is_empty() { "" } else { " " };
                 (format!("answers {status}{space}{reason}"), advice)
             }
@@ -499,6 +508,9 @@ mod tests {
             text.contains("407 Proxy Authentication Required") && text.contains("USER:PASSWORD"),
             "{text}"
         );
+        // s3cret and the header that it was sent in, said back.
+        let text = told(&closed, status(407, "no s3cret b3A6czNjcmV0"));
+        assert!(text.contains("407 no (not shown) (not shown) to CONNECT"), "{text}");
         let text = told(&closed, status(407, "No"));
         assert!(text.contains("does not take") && text.contains("HTTPS_PROXY"), "{text}");
         assert!(told(&open, status(403, "Filtered")).contains("403 Filtered"));
