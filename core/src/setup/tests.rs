@@ -1,6 +1,7 @@
 //! The machine against a network, a disk and an operator that are all in memory.
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -1156,6 +1157,15 @@ fn a_node_that_does_not_connect_is_told_with_what_helps_and_waited_for_by_the_ne
     assert_eq!(world.finish().outcome, End::Done);
     assert!(world.asked.iter().all(|id| *id == QuestionId::Resume), "{:?}", world.asked);
     assert_eq!((world.count("register"), world.count("service"), world.count("await")), (1, 2, 2));
+}
+
+#[test]
+fn the_command_that_starts_the_node_is_told_whole_however_long_it_is() {
+    let mut world = supervised();
+    let command = format!("consensus-node run --server {SERVER} --release-key {}\u{7}", "x".repeat(400));
+    world.service = Ok(Service::ByHand { why: None, lines: vec![command.clone()] });
+    assert_eq!(world.finish().outcome, End::Done);
+    assert!(world.says(&format!("\n  {}", command.replace('\u{7}', " "))), "{:?}", world.told.last());
 }
 
 #[test]

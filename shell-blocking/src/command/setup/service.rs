@@ -14,6 +14,7 @@ use consensus_core::status::{Found, question};
 use crate::command::{Failure, Setup, service, status};
 use crate::install;
 use crate::runtime_api::{Environment, Runtime};
+use crate::settings::release::REPEATED;
 use crate::settings::{Servicing, Sources, UsageError};
 use crate::state_dir::StateDir;
 
@@ -94,8 +95,7 @@ fn by_hand<R: Runtime>(sources: &Sources<'_>, setup: &Setup) -> Result<Vec<Strin
     for option in ["--server", "--server-key", "--tunnel-url", "--candidate-id", "--release-key", "--ca"] {
         // What came from the environment is there for the next command too.
         if let Some(value) = sources.options.get(option) {
-            words.push(option.to_string());
-            words.push(quoted(value));
+            words.extend(given(option, value));
         }
     }
     if sources.options.contains_key("--state-dir") {
@@ -138,6 +138,11 @@ pub(super) fn await_node<R: Runtime>(
     }
 }
 
+/// An option as it was given: again with each value where it may be given again.
+fn given(option: &str, value: &str) -> Vec<String> {
+    value.split(REPEATED).flat_map(|one| [option.to_string(), quoted(one)]).collect()
+}
+
 /// A word as a shell takes it.
 fn quoted(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@%+".contains(c);
@@ -150,6 +155,13 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_option_that_was_given_twice_is_given_twice() {
+        let keys = ["a", "b c"].join(&REPEATED.to_string());
+        assert_eq!(given("--release-key", &keys), ["--release-key", "a", "--release-key", "'b c'"]);
+        assert_eq!(given("--server", "https://a.example"), ["--server", "https://a.example"]);
+    }
 
     #[test]
     fn a_word_is_quoted_where_a_shell_would_read_it_otherwise() {
