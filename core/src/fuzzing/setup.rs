@@ -557,7 +557,9 @@ impl Process {
             addresses_at: file["addresses_at"].as_u64().unwrap_or(0),
             answers: all,
         };
-        assert_eq!(self.writes.agreed, self.agreed || self.is_blind && self.writes.agreed);
+        // What is written before the operator decides about what there was keeps that.
+        let agreed = self.agreed || self.offered.as_ref().is_some_and(|offered| offered.agreed);
+        assert_eq!(self.writes.agreed, agreed || self.is_blind && self.writes.agreed);
         self.go_on_from(world, data, &file, step);
     }
 
