@@ -28,6 +28,9 @@ pub const MAX_PROXY_URL: usize = 2048;
 /// What a proxy's answer may have before its empty line, in bytes, interim answers included.
 pub const MAX_PROXY_HEAD: usize = 16 * 1024;
 
+/// What is shorter, in bytes, is in every text: it is not looked for in what a proxy says.
+const SHORTEST_SECRET: usize = 4;
+
 /// A proxy that connections are made through.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
@@ -95,6 +98,18 @@ impl Proxy {
     #[must_use]
     pub const fn has_credentials(&self) -> bool {
         self.authorization.is_some()
+    }
+
+    /// What it is let in by, in each form that somebody may say back: to be hidden.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<Zeroizing<String>> {
+        let Some(sent) = self.authorization.as_ref().and_then(|value| value.strip_prefix("Basic ")) else {
+            return Vec::new();
+        };
+        let pair = Zeroizing::new(base64::decode(sent).unwrap_or_default());
+        let pair = Zeroizing::new(String::from_utf8_lossy(&pair).into_owned());
+        let (user, password) = pair.split_once(':').unwrap_or((&pair, ""));
+        [sent, user, password].map(|text| Zeroizing::new(text.to_string())).into()
     }
 
     /// That there is no connection to the proxy itself, and what to do.
@@ -287,6 +302,12 @@ impl<'a> Request<'a> {
                     429 | 500..=599 => "it does not reach the server: look there, or try later".to_string(),
                     _ => format!("is {setting} right?"),
                 };
+                // What it was sent is no more for a log when it comes back.
+                let hide = |text: String, secret: &Zeroizing<String>| match secret.len() {
+                    0..SHORTEST_SECRET => text,
+                    _ => text.replace(secret.as_str(), "(not shown)"),
+                };
+                let reason = self.proxy.secrets().iter().fold(reason.clone(), hide);
                 let space = if reason.is_empty() { "" } else { " " };
                 (format!("answers {status}{space}{reason}"), advice)
             }
@@ -399,6 +420,14 @@ mod tests {
     }
 
     #[test]
+    fn what_a_proxy_lets_in_by_is_known_in_every_form_that_it_may_say_back() {
+        let secrets = proxy("http://op%2Fer:s3%2Fcr%20et@proxy.example").secrets();
+        let secrets: Vec<&str> = secrets.iter().map(|secret| secret.as_str()).collect();
+        assert_eq!(secrets, ["b3AvZXI6czMvY3IgZXQ=", "op/er", "s3/cr et"]);
+        assert!(proxy("http://proxy.example").secrets().is_empty());
+    }
+
+    #[test]
     fn the_scheme_decides_then_all_then_nothing() {
         let (https, http, all) = (proxy("a:1"), proxy("b:1"), proxy("c:1"));
         let mut proxies = Proxies { https: Some(https), all: Some(all), ..Proxies::default() };
@@ -479,6 +508,9 @@ mod tests {
             text.contains("407 Proxy Authentication Required") && text.contains("USER:PASSWORD"),
             "{text}"
         );
+        // s3cret and the header that it was sent in, said back.
+        let text = told(&closed, status(407, "no s3cret b3A6czNjcmV0"));
+        assert!(text.contains("407 no (not shown) (not shown) to CONNECT"), "{text}");
         let text = told(&closed, status(407, "No"));
         assert!(text.contains("does not take") && text.contains("HTTPS_PROXY"), "{text}");
         assert!(told(&open, status(403, "Filtered")).contains("403 Filtered"));

@@ -475,14 +475,13 @@ impl Registering {
         match result {
             Err(error) => return self.unreachable(&error),
             // The server decides about the region again when the node joins: not knowing it is no reason to stop.
-            Ok(response) if !is_success(&response) => {
-                self.notice(Level::Warn, format!("region unknown: {}", failure_text(&response)));
-            }
-            Ok(response) => {
-                let (region, place) = read_region(&response);
-                self.notice(Level::Info, format!("region: {place}"));
-                self.region = region;
-            }
+            Ok(response) => match read_region(&response) {
+                Err(why) => self.notice(Level::Warn, format!("region unknown: {why}")),
+                Ok((region, place)) => {
+                    self.notice(Level::Info, format!("region: {place}"));
+                    self.region = region;
+                }
+            },
         }
         self.join(now);
     }
@@ -662,15 +661,21 @@ impl Registering {
     }
 }
 
-/// The region of an answer, and how it is told.
-pub(crate) fn read_region(response: &Response) -> (Option<String>, String) {
+/// The region of an answer, and how it is told; the error says why neither is known.
+pub(crate) fn read_region(response: &Response) -> Result<(Option<String>, String), String> {
+    if !is_success(response) {
+        return Err(failure_text(response));
+    }
     let found: RegionFound = serde_json::from_slice(&response.body).unwrap_or_default();
-    let place: Vec<String> = [&found.region, &found.city, &found.country_code]
-        .into_iter()
-        .flatten()
-        .map(|text| printable(text))
-        .collect();
-    (found.region.map(|region| printable(&region)), place.join(", "))
+    let said =
+        |text: Option<String>| text.map(|text| printable(&text)).filter(|text| !text.trim().is_empty());
+    let region = said(found.region);
+    let place = [region.clone(), said(found.city), said(found.country_code)];
+    let place: Vec<String> = place.into_iter().flatten().collect();
+    if place.is_empty() {
+        return Err("the server's answer does not say it".to_string());
+    }
+    Ok((region, place.join(", ")))
 }
 
 /// A request to the network's own interface: `path` below the server URL, whose query and credentials are not used.

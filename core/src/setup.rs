@@ -291,6 +291,9 @@ pub enum Effect {
     /// Rename `setup-progress.json`, which is damaged, so that it is out of the way and can be looked at; answer with
     /// [`Outcome::Written`].
     SetProgressAside,
+    /// Remove `join-auth.json`, durably, where it is there: it is of another network, or refused, and it does not say so
+    /// itself; answer with [`Outcome::Written`].
+    ForgetEvaluation,
     /// Replace `setup-progress.json` durably, with mode 0600; answer with [`Outcome::Written`].
     WriteProgress(Vec<u8>),
     /// See to it that the release which the network requires is installed; answer with [`Outcome::Release`].
@@ -373,7 +376,8 @@ pub struct Registrant {
 /// How an effect ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// Of the two about `setup-progress.json`; the error names the file.
+    /// Of [`Effect::SetProgressAside`], [`Effect::ForgetEvaluation`] and [`Effect::WriteProgress`]; the error names the
+    /// file.
     Written(Result<(), String>),
     /// Of [`Effect::InstallRelease`].
     Release(Result<Release, Finish>),

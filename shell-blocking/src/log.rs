@@ -390,7 +390,7 @@ impl State {
 
 /// Text that cannot move a cursor, end a line or hide its neighbours. Longer than [`printable`] allows: a line may
 /// be made of several bounded texts.
-fn safe(text: &str) -> String {
+pub(crate) fn safe(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     for _ in 0..MAX_PIECES {

@@ -493,7 +493,7 @@ fn read(path: &Path, max: usize) -> Result<Option<Content>, FileError> {
         .read_to_end(&mut data)
         .map_err(|error| FileError::io(path, "cannot be read", &error))?;
     if data.len() > max {
-        return Err(FileError::damaged(path, &StateError::TooLarge));
+        return Err(FileError::damaged(path, &format_args!("larger than {max} bytes")));
     }
     Ok(Some((data, file)))
 }

@@ -124,6 +124,7 @@ pub fn setup(data: &[u8]) {
         saved: Saved::default(),
         registration: script.was_registered.then(|| Registration::new("node-0")),
         join_auth: None,
+        is_doubtful: false,
         is_joining: false,
         is_warned: false,
         made: 0,
@@ -144,13 +145,14 @@ pub fn setup(data: &[u8]) {
             Action::Damage { at, with } => {
                 if let Some(byte) = world.progress.as_mut().and_then(|file| file.get_mut(usize::from(at))) {
                     *byte = with;
+                    world.is_doubtful = true;
                     world.saved = Saved::unknown();
                 }
                 continue;
             }
             Action::Foreign { members } => {
                 world.progress = Some(json!({"x": vec![0; members.into()]}).to_string().into_bytes());
-                world.saved = Saved::default();
+                (world.saved, world.is_doubtful) = (Saved::default(), true);
                 continue;
             }
             Action::Kill { done, given } => {
@@ -200,6 +202,8 @@ struct World {
     saved: Saved,
     registration: Option<Registration>,
     join_auth: Option<JoinAuth>,
+    /// The file does not say of which network the authorisation is.
+    is_doubtful: bool,
     /// The file says that a join request may have been sent.
     is_joining: bool,
     /// The operator was told of it.
@@ -313,8 +317,8 @@ impl Process {
             step: Step::Done(Finish { outcome: End::Internal, message: String::new() }),
             known,
             defaults: Answers::new(),
-            // `join-auth.json` does not say of which network it is. One of another is refused, and earned again.
-            is_auth_traced: world.join_auth.is_none(),
+            // `join-auth.json` does not say of which network it is: what was written last does.
+            is_auth_traced: !world.is_doubtful || world.join_auth.is_none(),
             is_blind: offered.is_unknown,
             offered: Some(offered),
             is_resume_asked: false,
@@ -402,6 +406,7 @@ impl Process {
                 let is_large = world.progress.as_ref().is_some_and(|file| file.len() > MAX_PROGRESS);
                 assert!(world.saved.is_unknown || is_large, "a file that was written and is not understood");
             }
+            Step::Do(Effect::ForgetEvaluation) => assert!(!self.is_authorised, "it could be used"),
             Step::Do(Effect::WriteProgress(data)) => self.judge_file(world, data),
             Step::Do(effect) => {
                 assert!(!self.is_dirty, "{effect:?} before the answers are on the disk");
@@ -480,6 +485,7 @@ impl Process {
                 assert!(self.is_kept && registration.node_id == *node_id);
             }
             Effect::SetProgressAside
+            | Effect::ForgetEvaluation
             | Effect::WriteProgress(_)
             | Effect::InstallRelease { .. }
             | Effect::HandOver { .. }
@@ -551,7 +557,9 @@ impl Process {
             addresses_at: file["addresses_at"].as_u64().unwrap_or(0),
             answers: all,
         };
-        assert_eq!(self.writes.agreed, self.agreed || self.is_blind && self.writes.agreed);
+        // What is written before the operator decides about what there was keeps that.
+        let agreed = self.agreed || self.offered.as_ref().is_some_and(|offered| offered.agreed);
+        assert_eq!(self.writes.agreed, agreed || self.is_blind && self.writes.agreed);
         self.go_on_from(world, data, &file, step);
     }
 
@@ -575,7 +583,7 @@ impl Process {
                 Step::Do(effect) => {
                     let outcome = match effect {
                         Effect::SetProgressAside => panic!("what was written is not understood: {file}"),
-                        Effect::WriteProgress(_) => Outcome::Written(Ok(())),
+                        Effect::ForgetEvaluation | Effect::WriteProgress(_) => Outcome::Written(Ok(())),
                         Effect::InstallRelease { .. } => Outcome::Release(Ok(Release::NotRequired)),
                         Effect::FindAddress { .. } => Outcome::Fetched(Err(lost())),
                         Effect::Fetch { purpose: Purpose::Region, .. } => {
@@ -684,16 +692,29 @@ impl Process {
                 if fails.is_some() {
                     return Some(Outcome::Written(Err("setup-progress.json: no space".into())));
                 }
-                (world.progress, world.saved) = (None, Saved::default());
+                (world.progress, world.saved, world.is_doubtful) = (None, Saved::default(), true);
                 (self.is_blind, self.offered) = (false, Some(Saved::default()));
                 Outcome::Written(Ok(()))
             }
+            Effect::ForgetEvaluation if fails.is_some() => {
+                self.is_dirty = false;
+                Outcome::Written(Err("join-auth.json: read-only".into()))
+            }
+            Effect::ForgetEvaluation => {
+                world.join_auth = None;
+                Outcome::Written(Ok(()))
+            }
             Effect::WriteProgress(_) if fails.is_some() => {
+                world.is_doubtful = true;
                 Outcome::Written(Err("setup-progress.json: no space".into()))
             }
             Effect::WriteProgress(data) => {
                 let file: Value = serde_json::from_slice(&data).expect("JSON");
                 world.is_joining = file["joining"] == true;
+                let is_of = |server: &str| {
+                    world.join_auth.as_ref().is_none_or(|auth| auth.join_id.starts_with(server))
+                };
+                world.is_doubtful &= !file["server"].as_str().is_some_and(is_of);
                 (world.progress, world.saved) = (Some(data), self.writes.clone());
                 Outcome::Written(Ok(()))
             }

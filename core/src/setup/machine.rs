@@ -124,6 +124,8 @@ enum Kept {
 struct Session {
     /// Why the progress file is to be set aside.
     damaged: Option<String>,
+    /// The authorisation in `join-auth.json` is not to be used.
+    forgets: bool,
     dirty: bool,
     /// A progress file that cannot be written is told of once.
     unsaved: bool,
@@ -182,6 +184,7 @@ impl Setup {
         }
         let session = Session {
             damaged,
+            forgets: false,
             dirty: false,
             unsaved: false,
             resume: settings.handed_over.then_some(true),
@@ -212,7 +215,7 @@ impl Setup {
         this.drop_what_ran_out(now);
         this.take_given(now);
         if this.session.resume == Some(true) {
-            this.resume(true);
+            this.resume(true, now);
         }
         Ok(this)
     }
@@ -312,6 +315,12 @@ impl Setup {
         };
         match (effect, outcome) {
             (Effect::SetProgressAside, Outcome::Written(written)) => self.on_set_aside(written),
+            (Effect::ForgetEvaluation, Outcome::Written(Ok(()))) => {}
+            (Effect::ForgetEvaluation, Outcome::Written(Err(error))) => {
+                // The file of before leads to the network that it is of.
+                self.session.dirty = false;
+                self.end(End::Internal, error);
+            }
             (Effect::WriteProgress(_), Outcome::Written(written)) => self.on_written(written),
             (Effect::InstallRelease { .. }, Outcome::Release(release)) => self.on_release(release),
             (Effect::HandOver { .. }, Outcome::NotHandedOver(why)) => {
@@ -393,25 +402,33 @@ impl Setup {
     fn take_given(&mut self, now: Now) {
         let email = self.answers.get(&QuestionId::Email).cloned().unwrap_or_default();
         let expires_at = now.unix_seconds().saturating_add(3600);
-        if let Some(text) = self.settings.email_token.take() {
+        if let Some(text) = self.settings.email_token.clone() {
             self.progress.token = Some(Held { email: email.clone(), text, expires_at });
         }
-        if let Some(text) = self.settings.verification_id.take() {
+        if let Some(text) = self.settings.verification_id.clone() {
             self.progress.verification = Some(Held { email, text, expires_at });
         }
     }
 
     /// What another network gave is of no use with this one.
     fn settle_server(&mut self, server: Option<String>) {
-        if server.is_none() {
+        // Another node's files are left alone.
+        if server.is_none() || self.finish.is_some() {
             return;
         }
         if self.progress.server.is_some() && self.progress.server != server {
             self.progress.token = None;
             self.progress.verification = None;
-            self.settings.join_auth = None;
+            self.forget_evaluation();
+            self.session.dirty = true;
         }
         self.progress.server = server;
+    }
+
+    /// `join-auth.json` does not say of which network it is: one that is not to be used is removed, before the progress
+    /// is written that another process goes on from.
+    fn forget_evaluation(&mut self) {
+        self.session.forgets |= self.settings.join_auth.take().is_some();
     }
 
     fn reusable(&self, now: Now) -> Vec<Reuse> {
@@ -453,7 +470,7 @@ impl Setup {
         all
     }
 
-    fn resume(&mut self, again: bool) {
+    fn resume(&mut self, again: bool, now: Now) {
         self.session.resume = Some(again);
         if again {
             for (id, text) in &self.defaults {
@@ -465,16 +482,17 @@ impl Setup {
         self.progress.token = None;
         self.progress.verification = None;
         self.progress.agreement = None;
-        self.settings.join_auth = None;
-        self.session.code = None;
+        self.forget_evaluation();
         self.defaults.remove(&QuestionId::Ipv4);
         self.defaults.remove(&QuestionId::Ipv6);
+        // What the operator brings is not of before.
+        self.take_given(now);
     }
 
     fn take(&mut self, id: QuestionId, value: String, now: Now) {
         let is_yes = value == "yes";
         match id {
-            QuestionId::Resume => self.resume(is_yes),
+            QuestionId::Resume => self.resume(is_yes, now),
             QuestionId::KeepNode => self.session.keep = Some(is_yes),
             QuestionId::Agreement if is_yes => self.progress.agreement = Some(AGREEMENT_VERSION),
             QuestionId::Agreement => {
@@ -564,6 +582,9 @@ impl Setup {
         if self.session.damaged.is_some() {
             return Some(Step::Do(Effect::SetProgressAside));
         }
+        if mem::take(&mut self.session.forgets) {
+            return Some(Step::Do(Effect::ForgetEvaluation));
+        }
         let mut stage = self.stage(now);
         if mem::take(&mut self.session.dirty) {
             return Some(Step::Do(Effect::WriteProgress(self.emit(stage))));
@@ -574,7 +595,7 @@ impl Setup {
         if stage == Stage::Resume {
             let reuse = self.reusable(now);
             if reuse.is_empty() {
-                self.resume(true);
+                self.resume(true, now);
                 stage = self.stage(now);
             } else if self.session.heading == Some(stage) {
                 return Some(self.ask_again(reuse));

@@ -1,6 +1,7 @@
 //! The machine against a network, a disk and an operator that are all in memory.
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -127,6 +128,10 @@ impl World {
                 self.aside = self.progress.take();
                 ("aside", Outcome::Written(Ok(())))
             }
+            Effect::ForgetEvaluation => {
+                self.join_auth = None;
+                ("forget", Outcome::Written(Ok(())))
+            }
             Effect::WriteProgress(_) if self.unwritable => {
                 ("write", Outcome::Written(Err("disk full".into())))
             }
@@ -171,11 +176,12 @@ impl World {
                 };
                 ("email verify", outcome)
             }
-            Effect::Evaluate { .. } => {
+            Effect::Evaluate { server } => {
                 let evaluated = match &self.evaluation {
                     Some(finish) => Err(finish.clone()),
                     None => {
-                        self.join_auth = Some(authorisation(self.unix + self.auth_holds));
+                        let auth = authorisation(self.unix + self.auth_holds);
+                        self.join_auth = Some(JoinAuth { join_id: server.clone(), ..auth });
                         Ok(self.join_auth.clone().unwrap())
                     }
                 };
@@ -183,6 +189,7 @@ impl World {
             }
             Effect::Register(registrant) => {
                 assert_eq!(registrant.email_verification_token, "t1");
+                assert_eq!(self.join_auth.as_ref().unwrap().join_id, registrant.server, "another network's");
                 self.emails.push(registrant.email.clone());
                 let registered = if self.join_status.is_empty() {
                     self.registration = Some(Registration::new("n1"));
@@ -286,7 +293,8 @@ fn by_hand(why: Option<&str>) -> Service {
 
 fn authorisation(expires_at: u64) -> JoinAuth {
     JoinAuth {
-        join_id: "j1".into(),
+        // Of whom it is: the file itself does not say.
+        join_id: SERVER.into(),
         alg: "ed25519".into(),
         nonce: "bg".into(),
         signature: "cw".into(),
@@ -496,6 +504,30 @@ fn what_is_not_used_again_is_asked_for_again() {
 }
 
 #[test]
+fn a_token_that_the_operator_brings_counts_where_nothing_of_before_is_to_be_used_again() {
+    let mut world = World::new();
+    world.run_to_the_last_question();
+    let settings = Settings { email_token: Some("t1".into()), ..world.settings() };
+    let mut setup = Setup::new(world.progress.as_deref(), settings, world.now()).unwrap();
+    world.did.clear();
+    loop {
+        match setup.next(world.now()) {
+            Step::Tell(_) => {}
+            Step::Ask(question) => {
+                let text = if question.id == QuestionId::Resume { "no".into() } else { typical(&question) };
+                setup.answer(question.id, &text, world.now()).unwrap();
+            }
+            Step::Do(effect) => {
+                let outcome = world.carry_out(&effect).unwrap();
+                setup.result(outcome, world.now());
+            }
+            Step::Done(finish) => break assert_eq!(finish.outcome, End::Done),
+        }
+    }
+    assert_eq!((world.count("evaluate"), world.count("email start")), (1, 0), "{:?}", world.did);
+}
+
+#[test]
 fn what_one_network_gave_is_not_shown_to_another() {
     let mut world = World::new();
     world.run_to_the_last_question();
@@ -503,6 +535,60 @@ fn what_one_network_gave_is_not_shown_to_another() {
     world.did.clear();
     world.finish();
     assert_eq!((world.count("evaluate"), world.count("email start")), (1, 1), "{:?}", world.did);
+}
+
+#[test]
+fn killed_at_any_step_it_never_sends_one_network_what_another_authorised() {
+    for kill in 0..MANY {
+        let mut ended = 0;
+        for done in [false, true] {
+            let mut world = World::new();
+            world.run_to_the_last_question();
+            world.given.insert(QuestionId::Server, "https://other.example".into());
+            ended += usize::from(world.drive(typical, Some((kill, done))).is_some());
+            // The next one does not say which network: that is in the file.
+            world.given.clear();
+            assert_eq!(world.finish().outcome, End::Done, "{kill} {done}: {:?}", world.did);
+        }
+        if ended == 2 {
+            assert!(kill > 15, "all steps were tried");
+            return;
+        }
+    }
+    panic!("it never came to its end");
+}
+
+#[test]
+fn an_evaluation_that_is_not_to_be_used_again_is_not_used_by_the_next_process_either() {
+    let no = |question: &Question| match question.id {
+        QuestionId::Resume => "no".to_string(),
+        _ => typical(question),
+    };
+    let mut world = World::new();
+    (world.skip_release, world.required) = (false, Some("2.0.0"));
+    world.join_auth = Some(authorisation(NOW + 600));
+    assert_eq!(world.drive(no, None).unwrap().outcome, End::Done);
+    assert_eq!((world.count("hand over"), world.count("evaluate")), (1, 1), "{:?}", world.did);
+
+    // What cannot be removed would be used: that is told, and nothing is asked after it.
+    let mut world = World::new();
+    world.join_auth = Some(authorisation(NOW + 600));
+    let mut setup = world.start();
+    let finish = loop {
+        match setup.next(world.now()) {
+            Step::Tell(_) => {}
+            Step::Ask(question) => setup.answer(question.id, &no(&question), world.now()).unwrap(),
+            Step::Do(Effect::ForgetEvaluation) => {
+                setup.result(Outcome::Written(Err("join-auth.json: read-only".into())), world.now());
+            }
+            Step::Do(effect) => {
+                let outcome = world.carry_out(&effect).unwrap();
+                setup.result(outcome, world.now());
+            }
+            Step::Done(finish) => break finish,
+        }
+    };
+    assert_eq!((finish.outcome, finish.message.as_str()), (End::Internal, "join-auth.json: read-only"));
 }
 
 #[test]
@@ -697,6 +783,16 @@ fn addresses_that_are_not_found_are_asked_for_and_found_ones_typed_over() {
     );
     assert_eq!(seen, ["8.8.4.4"]);
     assert!(world.says("IPv4     9.9.9.9") && world.says("IPv6     none"));
+}
+
+#[test]
+fn a_region_that_the_network_does_not_say_is_told_as_not_known_and_stops_nothing() {
+    for body in [json!({"region": 7}), json!([]), json!({"success": true, "region": "\u{1b}", "city": ""})] {
+        let mut world = World::new();
+        world.odd.push(("/region", 200, body));
+        assert_eq!(world.finish().outcome, End::Done);
+        assert!(world.says("The region is not known") && !world.says("Region:"), "{:?}", world.told);
+    }
 }
 
 #[test]
@@ -1061,6 +1157,15 @@ fn a_node_that_does_not_connect_is_told_with_what_helps_and_waited_for_by_the_ne
     assert_eq!(world.finish().outcome, End::Done);
     assert!(world.asked.iter().all(|id| *id == QuestionId::Resume), "{:?}", world.asked);
     assert_eq!((world.count("register"), world.count("service"), world.count("await")), (1, 2, 2));
+}
+
+#[test]
+fn the_command_that_starts_the_node_is_told_whole_however_long_it_is() {
+    let mut world = supervised();
+    let command = format!("consensus-node run --server {SERVER} --release-key {}\u{7}", "x".repeat(400));
+    world.service = Ok(Service::ByHand { why: None, lines: vec![command.clone()] });
+    assert_eq!(world.finish().outcome, End::Done);
+    assert!(world.says(&format!("\n  {}", command.replace('\u{7}', " "))), "{:?}", world.told.last());
 }
 
 #[test]

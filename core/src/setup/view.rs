@@ -196,7 +196,7 @@ impl View {
     pub fn work(&mut self, effect: &Effect) {
         self.work = match effect {
             // Done before anybody reads it.
-            Effect::SetProgressAside | Effect::WriteProgress(_) => return,
+            Effect::SetProgressAside | Effect::ForgetEvaluation | Effect::WriteProgress(_) => return,
             Effect::InstallRelease { .. } => Some("Asking which release the network requires"),
             Effect::HandOver { .. } => Some("Going on in the installed release"),
             Effect::FindAddress { .. } => Some("Asking for the public address of this machine"),

@@ -203,6 +203,12 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_too_large_is_told_with_how_large_one_may_be() {
+        let error = file(&"#".repeat(MAX_FILE + 1), 0o600).unwrap_err();
+        assert!(error.contains("larger than 65536 bytes"), "{error}");
+    }
+
+    #[test]
     fn texts_numbers_and_lists_are_read_with_their_lines() {
         let file = file(
             "# ours\nserver = \"https://node.example\"\nping-seconds = 1_0\n\

@@ -384,6 +384,11 @@ fn a_page_that_says_nothing_or_too_much_keeps_nobody_out(shell: Shell) {
     assert_eq!((long(17_000), long(1 << 40)), (413, 413));
     assert_eq!(page.get("/TOKEN/", &format!("{host}x: {}\r\n", "x".repeat(100_000))).0, 431);
     assert_eq!(page.send("nonsense\r\n\r\n").0, 400);
+    // Who is not let in has one answer and no place among the requests under way, which are few: whoever sends many and
+    // reads no answer would hold those.
+    let two = format!("GET /wrong/view HTTP/1.1\r\n{host}\r\n").repeat(2);
+    let (status, _, rest) = page.send(&two);
+    assert!(status == 403 && !rest.contains("HTTP/1.1"), "{status}: {rest}");
     page.question("server");
 }
 

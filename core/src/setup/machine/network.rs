@@ -74,16 +74,17 @@ impl Setup {
     }
 
     fn on_region(&mut self, response: &Response) {
-        let mut region = None;
-        if is_success(response) {
-            let place;
-            (region, place) = read_region(response);
-            self.tell(TellKind::Text, format!("Region: {place}."));
-        } else {
+        let region = match read_region(response) {
+            Ok((region, place)) => {
+                self.tell(TellKind::Text, format!("Region: {place}."));
+                region
+            }
             // The server decides about it again when the node joins: not knowing it is no reason to stop.
-            let text = format!("The region is not known: {}", failure_text(response));
-            self.tell(TellKind::Warning, text);
-        }
+            Err(why) => {
+                self.tell(TellKind::Warning, format!("The region is not known: {why}"));
+                None
+            }
+        };
         let ipv4 = self.answers.get(&QuestionId::Ipv4).cloned().unwrap_or_default();
         self.session.region = Some((ipv4, region));
     }

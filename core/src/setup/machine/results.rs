@@ -9,7 +9,7 @@ use super::{Installed, Kept, Setup};
 use crate::io::{Finish, Outcome as End};
 use crate::setup::{Family, QuestionId, Release, Service, TellKind};
 use crate::state::JoinAuth;
-use crate::text::printable;
+use crate::text::{is_plain, printable};
 
 impl Setup {
     pub(super) fn on_set_aside(&mut self, written: Result<(), String>) {
@@ -143,7 +143,9 @@ impl Setup {
                         );
                     }
                 }
-                let lines: Vec<String> = lines.iter().map(|line| printable(line)).collect();
+                // Not cut: they are there to be typed.
+                let plain = |c: char| if is_plain(c) { c } else { ' ' };
+                let lines: Vec<String> = lines.iter().map(|line| line.chars().map(plain).collect()).collect();
                 self.tell(TellKind::Text, format!("Start the node with:\n  {}", lines.join("\n  ")));
             }
         }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use consensus_core::doctor::{self, Findings, Redactor};
 use consensus_core::io::StateFile;
+use consensus_core::proxy::Proxy;
 use serde_json::{Value, json};
 use url::Url;
 
@@ -198,6 +199,10 @@ fn learn(redactor: &mut Redactor, value: &str) {
             redactor.learn(url.password().unwrap_or_default());
             redactor.learn(url.query().unwrap_or_default());
         }
+        // A proxy may say back what it was sent.
+        for secret in Proxy::parse(part, "").map(|proxy| proxy.secrets()).unwrap_or_default() {
+            redactor.learn(&secret);
+        }
         // As it stands there, where the parser writes it in another way.
         if let Some((user, _)) = part.rsplit_once('@') {
             let user = user.rsplit('/').next().unwrap_or_default();
@@ -214,5 +219,18 @@ fn learn_file(redactor: &mut Redactor, path: &Path) {
             .split(|c: char| c.is_whitespace() || c == '"' || c == '\'')
             .filter(|word| word.len() > 7)
             .for_each(|word| redactor.learn(word)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_proxy_was_sent_is_hidden_where_it_says_it_back() {
+        let mut redactor = Redactor::default();
+        learn(&mut redactor, "http://op%2Fer:s3%2Fcret@proxy.example:3128");
+        let said = redactor.apply("407 no op/er with s3/cret, s3%2Fcret or b3AvZXI6czMvY3JldA==");
+        assert_eq!(said, "407 no (not shown) with (not shown), (not shown) or (not shown)");
     }
 }

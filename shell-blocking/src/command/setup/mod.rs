@@ -199,13 +199,15 @@ fn settings(
     })
 }
 
-/// The file of progress. One that is larger than any is as good as one that is damaged.
+/// The file of progress. One that is larger than any, or no file at all, is as good as one that is damaged.
 fn progress(state_dir: &StateDir) -> Result<Option<Vec<u8>>, FileError> {
     // What cannot be read whole is cut, and so cannot be understood; the machine has it set aside.
     let path = state_dir.path(StateFile::SetupProgress);
     match read_file(&path, MAX_PROGRESS) {
         Ok(data) => Ok(data.map(|data| data.to_vec())),
-        Err(_) if path.metadata().is_ok_and(|file| file.len() > MAX_PROGRESS as u64) => Ok(Some(Vec::new())),
+        Err(_) if path.metadata().is_ok_and(|file| !file.is_file() || file.len() > MAX_PROGRESS as u64) => {
+            Ok(Some(Vec::new()))
+        }
         Err(error) => Err(error),
     }
 }
@@ -341,4 +343,30 @@ fn unanswered<R: Runtime>(question: &Question) -> Failure {
         return Failure::new(End::NotRegistered, text);
     }
     Failure::Usage(UsageError::new(&format!("missing: {names}{problem}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_dir::tests::Scratch;
+
+    #[test]
+    fn what_is_no_file_of_progress_in_the_place_of_one_is_set_aside_as_a_damaged_one_is() {
+        let scratch = Scratch::new();
+        let state = StateDir::at(scratch.path());
+        let path = state.path(StateFile::SetupProgress);
+        let found = || progress(&state).map_err(|error| error.to_string());
+        assert_eq!(found(), Ok(None));
+        std::fs::write(&path, "{}").unwrap();
+        assert_eq!(found(), Ok(Some(b"{}".to_vec())));
+        let damaged = Ok(Some(Vec::new()));
+        std::fs::write(&path, vec![b' '; MAX_PROGRESS + 1]).unwrap();
+        assert_eq!(found(), damaged);
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/null", &path).unwrap();
+        assert_eq!(found(), damaged);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(found(), damaged);
+    }
 }

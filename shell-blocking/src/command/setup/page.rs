@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use consensus_core::event::Event;
-use consensus_core::io::{Finish, LocalRequest, LocalResponse};
+use consensus_core::io::{Finish, LocalResponse};
 use consensus_core::setup::gate::{Asked, Gate, MAX_POSTED, Posted, TOKEN_BYTES, json_response, refusal};
 use consensus_core::setup::view::View;
 use consensus_core::setup::{Effect, Question, Tell};
@@ -255,13 +255,12 @@ impl Shared {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// The answer to a request, and whether it tells the end.
-    fn respond(&self, request: &LocalRequest) -> (LocalResponse, bool) {
-        let response = match self.gate.let_in(request) {
-            Err(refused) => refused,
-            Ok(Asked::File(file)) => file,
-            Ok(Asked::Answer(posted)) => self.answer(&posted),
-            Ok(Asked::View { after }) => {
+    /// The answer to what was asked for, and whether it tells the end.
+    fn respond(&self, asked: Asked) -> (LocalResponse, bool) {
+        let response = match asked {
+            Asked::File(file) => file,
+            Asked::Answer(posted) => self.answer(&posted),
+            Asked::View { after } => {
                 let is_old = |board: &mut Board| Some(board.view.version) == after;
                 self.board().is_open = true;
                 let board = self.wait_while(Instant::now() + NEWS_TIMEOUT, is_old);
@@ -375,10 +374,16 @@ fn serve(mut stream: TcpStream, shared: &Shared, place: &Place<impl Debug>) -> i
             Step::Write(bytes) => stream.write_all(&bytes)?,
             Step::Refuse(bytes) => return refuse(stream, &bytes),
             Step::Request(request) => {
+                let asked = match shared.gate.let_in(&request) {
+                    Ok(asked) => asked,
+                    // Places among the requests under way are for those who were let in: others would hold them by
+                    // not reading.
+                    Err(refused) => return refuse(stream, &http.respond(&refused, system::now().unix)),
+                };
                 if place.begin(Doing::Request).is_err() {
                     return refuse(stream, &Connection::busy(system::now().unix));
                 }
-                let (response, tells_end) = shared.respond(&request);
+                let (response, tells_end) = shared.respond(asked);
                 stream.write_all(&http.respond(&response, system::now().unix))?;
                 if tells_end {
                     shared.board().told_end = true;

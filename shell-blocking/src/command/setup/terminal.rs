@@ -9,6 +9,7 @@ use consensus_core::text::printable;
 use rustix::io::{Errno, read};
 
 use super::interrupts::Interrupts;
+use crate::log::safe;
 
 /// The width of a terminal that nobody has widened.
 const COLUMNS: usize = 80;
@@ -102,8 +103,7 @@ impl Terminal {
             let mut current = std::mem::take(&mut lead);
             let mut is_empty = true;
             for word in words.split(' ') {
-                // `printable` cuts at some length; a word of a text of ours is shorter.
-                let word = printable(word);
+                let word = safe(word);
                 let is_over = !is_whole && current.chars().count() + 1 + word.chars().count() > COLUMNS;
                 if !is_empty && is_over {
                     out.push_str(current.trim_end());
@@ -172,6 +172,8 @@ mod tests {
         assert_eq!(terminal.wrap("  - ", "a\n  b"), "  - a\n      b\n");
         let command = format!("  {}\n", long.trim_end());
         assert_eq!(terminal.wrap("", &command), command, "a command is copied as one line");
+        let command = format!("  {}\n", "x".repeat(400));
+        assert_eq!(terminal.wrap("", &command), command, "and whole, however long its words are");
     }
 
     #[test]

@@ -50,6 +50,9 @@ impl<R: Runtime> Work<'_, R> {
         };
         Ok(match effect {
             Effect::SetProgressAside => Outcome::Written(self.set_aside().map_err(|error| error.to_string())),
+            Effect::ForgetEvaluation => {
+                Outcome::Written(state_dir.remove(StateFile::JoinAuth).map_err(|error| error.to_string()))
+            }
             Effect::WriteProgress(data) => Outcome::Written(
                 state_dir.write(StateFile::SetupProgress, &data).map_err(|error| error.to_string()),
             ),
