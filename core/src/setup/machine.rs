@@ -712,6 +712,8 @@ impl Setup {
                     self.settings.registration.as_ref().map(|registration| registration.node_id.clone());
                 self.progress.done = true;
                 self.session.dirty = true;
+                // It was not needed, and nothing tells any more of which network it is.
+                self.forget_evaluation();
                 self.end(End::Done, format!("node {} is set up", name.unwrap_or_default()));
                 None
             }
