@@ -2,7 +2,7 @@
 //! ever.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -92,8 +92,8 @@ struct Known {
     ready: BTreeMap<String, (String, String)>,
     /// Applied, by the name of the request.
     applied: Vec<String>,
-    /// Those of them that the node said yes to.
-    acknowledged: BTreeSet<String>,
+    /// Updates that the node said yes to, with what was ready under that name then: while it drains, no other takes its place.
+    acknowledged: BTreeMap<String, (String, String)>,
     installing: Option<EffectId>,
     installed: bool,
 }
@@ -237,9 +237,10 @@ impl Known {
                     let nth = ack.reply_to.strip_prefix('a').and_then(|nth| nth.parse::<usize>().ok());
                     let Some(id) = nth.and_then(|nth| self.applied.get(nth)) else { continue };
                     // Asked once more, it is under way.
-                    let is_known = self.ready.contains_key(id) || self.acknowledged.contains(id);
-                    assert!(is_known, "{id} was not ready, and is to be installed");
-                    self.acknowledged.insert(id.clone());
+                    if let Some(ready) = self.ready.get(id) {
+                        self.acknowledged.insert(id.clone(), ready.clone());
+                    }
+                    assert!(self.acknowledged.contains_key(id), "{id} was not ready, and is to be installed");
                 }
                 Ok(_) => {}
                 Err(error) => panic!("the node said what is no message: {error}"),
@@ -249,14 +250,14 @@ impl Known {
             match effect {
                 Effect::Install(install) if self.installing != Some(*id) => {
                     assert_eq!(self.installing, None, "one installation at a time");
-                    assert!(
-                        self.acknowledged.contains(&install.update_id),
-                        "{} was not applied, or not acknowledged",
+                    let wanted = (install.version.clone(), crate::wire::hex::encode(&install.sha256));
+                    let acknowledged = self.acknowledged.get(&install.update_id);
+                    assert_eq!(
+                        acknowledged,
+                        Some(&wanted),
+                        "{} was not ready and applied",
                         install.update_id
                     );
-                    let ready = self.ready.get(&install.update_id);
-                    let wanted = (install.version.clone(), crate::wire::hex::encode(&install.sha256));
-                    assert_eq!(ready, Some(&wanted), "{} was not ready", install.update_id);
                     self.installing = Some(*id);
                 }
                 Effect::Download(manifest) => {
