@@ -149,18 +149,19 @@ impl History {
             Level::Warn => self.warnings += 1,
             Level::Error => self.errors += 1,
         }
-        let count = match self.events.back() {
+        let mut heard = Heard { event: event.clone(), unix: now.unix, count: 1 };
+        match self.events.back_mut() {
             Some(last) if discriminant(&last.event) == discriminant(event) => {
-                let count = last.count;
-                self.events.pop_back();
-                count + 1
+                heard.count += last.count;
+                *last = heard;
             }
-            _ => 1,
-        };
-        if self.events.len() == MAX_EVENTS {
-            self.events.pop_front();
+            _ => {
+                if self.events.len() == MAX_EVENTS {
+                    self.events.pop_front();
+                }
+                self.events.push_back(heard);
+            }
         }
-        self.events.push_back(Heard { event: event.clone(), unix: now.unix, count });
     }
 
     /// The last events, the latest at the end.
