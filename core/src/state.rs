@@ -71,10 +71,12 @@ pub enum Stamp {
 }
 
 impl Stamp {
-    /// Unix seconds, where the stamp is a number.
+    /// Unix seconds, where the stamp is a number of seconds or milliseconds.
     #[must_use]
     pub fn unix_seconds(&self) -> Option<u64> {
         match self {
+            // As seconds it would be read as milliseconds the next time.
+            Self::Number(n) if n / 1000 >= FIRST_MILLISECONDS => None,
             Self::Number(n) if *n >= FIRST_MILLISECONDS => Some(n / 1000),
             Self::Number(n) => Some(*n),
             Self::Text(_) => None,
@@ -703,6 +705,9 @@ mod tests {
         let text = br#"{"join_id":"j","nonce":"n","signature":"s","expires_at":1795391521000.5}"#;
         let read = JoinAuth::parse(text).unwrap();
         assert_eq!((read.expires_at, read.saved_at, read.alg.as_str()), (1_795_391_521, 0, "ed25519"));
+        let text = br#"{"join_id":"j","nonce":"n","signature":"s","expires_at":1795391521000500}"#;
+        let error = JoinAuth::parse(text).unwrap_err().to_string();
+        assert_eq!(error, "the member \"expires_at\" is not a time in unix seconds");
         let text = br#"{"join_id":"j","nonce":"n","signature":"s"}"#;
         assert_eq!(JoinAuth::parse(text), Err(StateError::Missing("expires_at")));
     }

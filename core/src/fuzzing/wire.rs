@@ -82,7 +82,8 @@ pub fn message(data: &[u8]) {
         assert_eq!(parsed, wire_message::Message::parse_any(text), "the quick way is only quicker");
     }
     let Ok(message) = parsed else { return };
-    let value: Value = serde_json::from_slice(data).unwrap_or_default();
+    // A number that is out of range in a member nobody reads is passed over; a tree cannot hold it.
+    let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
     // Of a member that stands twice, JSON parsers take the last one; a message with two types is refused.
     assert_eq!(value["type"], message.kind());
 }

@@ -16,6 +16,7 @@ use crate::registration::{
 use crate::setup::answers;
 use crate::setup::progress::{Held, is_token};
 use crate::setup::{Purpose, QuestionId, Step, TellKind};
+use crate::state::Stamp;
 use crate::text::printable;
 use crate::time::{Now, unix_of_iso8601};
 
@@ -24,9 +25,6 @@ const MAX_EMAILS: u32 = 5;
 
 /// How long a code or a token holds where the server does not say, in seconds.
 const HOLDS: u64 = 600;
-
-/// From here on, a number is milliseconds: as seconds it would be in the year 5138.
-const FIRST_MILLISECONDS: u64 = 100_000_000_000;
 
 impl Setup {
     /// The next step of the verification.
@@ -166,11 +164,7 @@ fn expiry(said: Option<&Value>, now: Now) -> u64 {
         Some(Value::String(text)) => unix_of_iso8601(text),
         _ => None,
     };
-    let seconds = match said {
-        Some(milliseconds @ FIRST_MILLISECONDS..) => milliseconds / 1000,
-        Some(seconds) => seconds,
-        None => 0,
-    };
+    let seconds = said.and_then(|said| Stamp::Number(said).unix_seconds()).unwrap_or(0);
     // What is new and over already is of a server whose clock is another; it judges itself what holds.
     if seconds > now.unix_seconds() { seconds } else { now.unix_seconds().saturating_add(HOLDS) }
 }
@@ -192,6 +186,7 @@ mod tests {
             (json!("soon"), 1600),
             (json!(null), 1600),
             (json!(-1), 1600),
+            (json!(1_795_391_521_000_500_u64), 1600),
             (json!(999), 1600),
         ] {
             assert_eq!(expiry(Some(&said), now), expected, "{said}");
