@@ -7,5 +7,6 @@
 pub mod client;
 pub mod handshake;
 pub mod integrity;
+pub mod offer;
 pub mod orchestrator;
 pub mod streams;

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use consensus_core::peer::orchestrator::Offer;
+use consensus_core::peer::offer::Offer;
 use consensus_core::release::manifest::Manifest;
 use consensus_core::wire::hex;
 use serde::{Deserialize, Serialize};
