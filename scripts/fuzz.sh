@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Runs the fuzz targets: scripts/fuzz.sh [TARGET|all] [SECONDS]
+# Runs the fuzz targets: scripts/fuzz.sh [TARGET|all] [SECONDS] [SEED]
 #
 # One build for all. Each target starts from its committed corpus; what it finds on the way goes to a temporary folder.
 # For each it prints executions, edges covered and how many inputs the corpus would have. A finding ends the script and
-# is kept in fuzz/artifacts. As many targets run at once as there are cores.
+# is kept in fuzz/artifacts. As many targets run at once as there are cores. Without a seed each run tries something else;
+# for 0 seconds there is the build alone.
 # Needs cargo-fuzz (`cargo install --locked cargo-fuzz`) and a nightly toolchain.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=${1:-all}
 seconds=${2:-60}
+seed=${3:-0}
 
 if [ "$target" = all ]; then
     targets=()
@@ -26,6 +28,7 @@ fi
 
 # No sanitizer: none of this code is unsafe, and without it twice as much is tried.
 cargo +nightly fuzz build --sanitizer none "${build[@]}"
+[ "$seconds" != 0 ] || exit 0
 built=fuzz/target/$(rustc -vV | sed -n 's/^host: //p')/release
 
 grown=$(mktemp -d)
@@ -35,7 +38,7 @@ run() { # run TARGET
     local name=$1 log=$grown/$1.log
     mkdir -p "$grown/$name" "fuzz/artifacts/$name"
     if ! "$built/$name" "$grown/$name" "fuzz/corpus/$name" -artifact_prefix="fuzz/artifacts/$name/" \
-        -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then
+        -max_total_time="$seconds" -seed="$seed" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then
         tail -n 40 "$log" >&2
         echo "$name: a finding, see fuzz/artifacts/$name" >&2
         return 1
@@ -48,5 +51,5 @@ run() { # run TARGET
 }
 
 export -f run
-export grown seconds built
+export grown seconds seed built
 printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I NAME bash -c 'run NAME'
