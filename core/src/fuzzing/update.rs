@@ -2,7 +2,7 @@
 //! ever.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -85,9 +85,19 @@ impl Release {
     }
 }
 
+/// The hash of the tarball, in hexadecimal.
+fn hash(manifest: &Manifest) -> String {
+    let sha256 = manifest.tarball_sha256.as_deref().unwrap_or_default();
+    sha256.trim_start_matches("sha256:").to_string()
+}
+
 /// What the network knows.
 #[derive(Default)]
 struct Known {
+    /// By update: the version and hash that were announced last.
+    announced: BTreeMap<String, (String, String)>,
+    /// Versions and hashes whose archives hold what was announced.
+    inspected: BTreeSet<(String, String)>,
     /// By update: the version and hash that are ready.
     ready: BTreeMap<String, (String, String)>,
     /// Applied, by the name of the request.
@@ -148,9 +158,13 @@ impl Known {
                 let id = format!("u{}", update % 3);
                 // What was ready under that name may be so no more.
                 self.ready.remove(&id);
+                let manifest = release.manifest();
+                let announced = (manifest.version.clone(), hash(&manifest));
+                self.inspected.remove(&announced);
+                self.announced.insert(id.clone(), announced);
                 self.say(world, json!({
                     "type": "update_prepare", "timestamp": UNIX, "id": "p", "update_id": id,
-                    "manifest": release.manifest(),
+                    "manifest": manifest,
                 }));
             }
             Action::Apply { update, restart_after_ms } => {
@@ -169,13 +183,17 @@ impl Known {
                 let why = || "no space\u{1b}[31m".to_string();
                 let result = match (of, ok) {
                     (Effect::Download(manifest), true) => {
-                        EffectResult::Downloaded(Ok(format!("/d/{}", manifest.version)))
+                        EffectResult::Downloaded(Ok(format!("/d/{}/{}", manifest.version, hash(&manifest))))
                     }
                     (Effect::Download(_), false) => EffectResult::Downloaded(Err(why())),
                     (Effect::Inspect { artifact }, true) => {
-                        let version = artifact.trim_start_matches("/d/").to_string();
+                        let (announced, sha256) =
+                            artifact.trim_start_matches("/d/").split_once('/').unwrap_or_default();
                         // The archive may hold another release than the one that was announced.
-                        let version = other.map_or(version, |other| format!("0.{}.0", other % 4));
+                        let version = other.map_or(announced.to_string(), |other| format!("0.{}.0", other % 4));
+                        if version == announced {
+                            self.inspected.insert((version.clone(), sha256.to_string()));
+                        }
                         let manifest = Manifest::of_this_release(&version, "abc", "linux-x64");
                         EffectResult::Inspected(Ok(Box::new(manifest)))
                     }
@@ -236,8 +254,11 @@ impl Known {
                 Ok(Message::Ack(ack)) => {
                     let nth = ack.reply_to.strip_prefix('a').and_then(|nth| nth.parse::<usize>().ok());
                     let Some(id) = nth.and_then(|nth| self.applied.get(nth)) else { continue };
+                    // Where the connection was lost meanwhile, nobody was told that it is ready.
+                    let untold =
+                        || self.announced.get(id).filter(|release| self.inspected.contains(*release));
                     // Asked once more, it is under way.
-                    if let Some(ready) = self.ready.get(id) {
+                    if let Some(ready) = self.ready.get(id).or_else(untold) {
                         self.acknowledged.insert(id.clone(), ready.clone());
                     }
                     assert!(self.acknowledged.contains_key(id), "{id} was not ready, and is to be installed");
