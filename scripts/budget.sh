@@ -8,6 +8,7 @@
 #
 #   --no-instructions   leaves them out
 set -euo pipefail
+case ${1-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 instructions=true

@@ -4,12 +4,14 @@
 # Prints it by file, the least covered first, and in all; fails below PERCENT (90). Needs the toolchain's own llvm-tools
 # (`rustup component add llvm-tools`). With --lines FILE it prints the lines of that file that nothing ran.
 set -euo pipefail
+case ${1-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 lines=
 if [ "${1-}" = --lines ]; then
     lines=${2:?--lines takes a file}
     shift 2
+    [ -f "$lines" ] || { echo "$lines: there is no such file; give its path from the top, as core/src/api.rs" >&2; exit 2; }
 fi
 percent=${1:-90}
 

@@ -8,6 +8,7 @@
 # It installs nothing, and says what is missing. The compiler is the one of RUSTC or PATH where that has the target's
 # standard library, else Debian's in target/msrv (.ci/rust-1.85.sh).
 set -euo pipefail
+case ${1-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 usage() {

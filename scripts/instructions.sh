@@ -4,6 +4,7 @@
 #
 #   scripts/instructions.sh [--bless]
 set -euo pipefail
+case ${1-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 baseline=scripts/instructions.toml

@@ -4,6 +4,7 @@
 # Plants each bug of fuzz/planted in a copy of the tree, runs the target that must find it from the committed corpus, and
 # says how many seconds it took. A patch that does not apply, or a bug that is not found within a minute, fails.
 set -euo pipefail
+case ${1-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 most=60

@@ -5,6 +5,7 @@
 # fuzz/corpus. A FOLDER is one that a fuzzer grew, with a folder for each target: what is in it is added in the same way.
 # Inputs with a name stay; of the others each corpus keeps few that cover all its edges, as many as fit, the smallest first.
 set -euo pipefail
+case ${1-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 # Bytes that a corpus may have, and an input.

@@ -97,7 +97,10 @@ mod tests {
     fn every_corpus_holds() {
         for (target, body) in BODIES {
             let mut count = 0;
-            for entry in fs::read_dir(folder("corpus").join(target)).unwrap() {
+            let corpus = folder("corpus").join(target);
+            let entries = fs::read_dir(&corpus)
+                .unwrap_or_else(|error| panic!("{target} needs inputs in {}: {error}", corpus.display()));
+            for entry in entries {
                 let path = entry.unwrap().path();
                 // Shown where it panics.
                 eprintln!("{}", path.display());
@@ -119,6 +122,11 @@ mod tests {
         targets.sort();
         let bodies: Vec<&str> = BODIES.iter().map(|(name, _)| *name).collect();
         assert_eq!(targets, bodies);
+        let manifest = fs::read_to_string(folder("Cargo.toml")).unwrap();
+        for target in bodies {
+            let bin = std::format!("[[bin]]\nname = \"{target}\"\npath = \"fuzz_targets/{target}.rs\"\n");
+            assert!(manifest.contains(&bin), "fuzz/Cargo.toml has no\n{bin}");
+        }
     }
 
     #[test]

@@ -69,7 +69,7 @@ counters! {
     tickets_accepted = "of these accepted",
     /// Connections that showed a ticket again.
     replays = "tickets shown again",
-    /// Those that the node refused in an answer.
+    /// Those that the node refused in an answer; the others were cut off before one.
     replays_refused = "of these refused",
     /// Proofs that a client did not take, for a clock that is off.
     proofs_refused = "proofs refused",
