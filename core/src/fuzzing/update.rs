@@ -156,12 +156,15 @@ impl Known {
         match action {
             Action::Prepare { update, release } => {
                 let id = format!("u{}", update % 3);
-                // What was ready under that name may be so no more.
-                self.ready.remove(&id);
                 let manifest = release.manifest();
-                let announced = (manifest.version.clone(), hash(&manifest));
-                self.inspected.remove(&announced);
-                self.announced.insert(id.clone(), announced);
+                // A node that has given the session up does not hear it.
+                if world.is_up() {
+                    // What was ready under that name may be so no more.
+                    self.ready.remove(&id);
+                    let announced = (manifest.version.clone(), hash(&manifest));
+                    self.inspected.remove(&announced);
+                    self.announced.insert(id.clone(), announced);
+                }
                 self.say(world, json!({
                     "type": "update_prepare", "timestamp": UNIX, "id": "p", "update_id": id,
                     "manifest": manifest,
