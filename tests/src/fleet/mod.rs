@@ -237,10 +237,11 @@ pub fn run(fleet: &Fleet) -> bool {
     if outcome.violations.len() > 10 {
         eprintln!("and {} nodes more", outcome.violations.len() - 10);
     }
-    if outcome.violations.is_empty() {
+    let held = outcome.violations.is_empty();
+    if held {
         eprintln!("everything held that must");
     }
-    outcome.violations.is_empty()
+    held
 }
 
 /// What this process has in memory, as the system says it; 0 where it does not.
